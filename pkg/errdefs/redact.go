@@ -1,0 +1,63 @@
+package errdefs
+
+import (
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+const redacted = "REDACTED"
+
+var (
+	// urlPattern finds absolute URLs inside a message.
+	urlPattern = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>]+`)
+	// authPattern finds an HTTP authorization value.
+	authPattern = regexp.MustCompile(`(?i)\b(basic|bearer)\s+[A-Za-z0-9._~+/=-]{6,}`)
+)
+
+// safeQuery lists the query parameters of the distribution and token protocols
+// that carry no secret. The value of any other parameter is removed: an allow
+// list, because a list of secrets would always miss the next one.
+func safeQuery(name string) bool {
+	switch name {
+	case "scope", "service", "ns", "n", "last", "digest", "mount", "from":
+		return true
+	}
+	return false
+}
+
+// Redact removes credentials from text: the user part of URLs, the values of URL
+// query parameters that are not known to be harmless, and authorization values.
+func Redact(text string) string {
+	if strings.Contains(text, "://") {
+		text = urlPattern.ReplaceAllStringFunc(text, redactURL)
+	}
+	return authPattern.ReplaceAllString(text, "$1 "+redacted)
+}
+
+func redactURL(raw string) string {
+	trimmed := strings.TrimRight(raw, ".,;:)]}")
+	tail := raw[len(trimmed):]
+	u, err := url.Parse(trimmed)
+	if err != nil {
+		// Not a URL that can be taken apart: keep nothing behind the scheme.
+		scheme, _, _ := strings.Cut(trimmed, "://")
+		return scheme + "://" + redacted + tail
+	}
+	if u.User == nil && u.RawQuery == "" {
+		return raw
+	}
+	if u.User != nil {
+		u.User = url.User(redacted)
+	}
+	if u.RawQuery != "" {
+		q := u.Query()
+		for name := range q {
+			if !safeQuery(name) {
+				q.Set(name, redacted)
+			}
+		}
+		u.RawQuery = q.Encode()
+	}
+	return u.String() + tail
+}
