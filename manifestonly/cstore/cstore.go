@@ -1,0 +1,348 @@
+// Package cstore keeps layer-less records in containers/storage, in the store of
+// a stock CRI-O that runs at the same time.
+//
+// A record is an ordinary image without a layer and without a name. Its ID is
+// derived from the manifest digest, never from the config, so that it meets no
+// full pull of the same image; its big data has the keys and its metadata the
+// fields that containers/image's storage transport reads, so CRI-O itself reads
+// the config, the annotations and the signatures from it.
+//
+// containers/storage saves an image before its big data. Whoever dies in between
+// leaves half a record, and stock CRI-O then fails to list any image at all. So
+// the manifest and the config are put in place first (see [Store.seed]); readers
+// here skip half a record, Put completes it, and Repair removes it.
+package cstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containers/storage"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/internal/refset"
+	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+// lockName is the file in the graph root that Husk's writers lock.
+const lockName = "husk.lock"
+
+// Options say which store to open; they are those of the CRI-O that shares it.
+type Options struct {
+	// GraphRoot and RunRoot are CRI-O's root and runroot. Both are needed.
+	GraphRoot, RunRoot string
+	// Driver is CRI-O's storage_driver; "" lets containers/storage find it.
+	Driver string
+	// DriverOptions are CRI-O's storage_option.
+	DriverOptions []string
+	// ImageStore is CRI-O's imagestore, a separate place for images; "" for none.
+	ImageStore string
+}
+
+// Store is a [manifestonly.Store] on containers/storage. It may be used by many
+// goroutines and processes at once.
+type Store struct {
+	store  storage.Store
+	lock   *lock
+	images string // where containers/storage keeps the big data
+}
+
+var _ manifestonly.Store = (*Store)(nil)
+
+// Open opens the store. It mounts nothing, and there is nothing to close: the
+// mounts of a graph driver belong to CRI-O.
+func Open(opts Options) (*Store, error) {
+	if opts.GraphRoot == "" || opts.RunRoot == "" {
+		return nil, errdefs.Newf(errdefs.InvalidArgument, "open image store", "graph root and run root are needed")
+	}
+	driverOptions := slices.Clone(opts.DriverOptions)
+	if opts.Driver == "overlay" {
+		// Without this the driver would bind its home over itself.
+		driverOptions = append(driverOptions, "overlay.skip_mount_home=true")
+	}
+	s, err := storage.GetStore(storage.StoreOptions{
+		GraphRoot:          opts.GraphRoot,
+		RunRoot:            opts.RunRoot,
+		ImageStore:         opts.ImageStore,
+		GraphDriverName:    opts.Driver,
+		GraphDriverOptions: driverOptions,
+	})
+	if err != nil {
+		return nil, errdefs.New(errdefs.Internal, "open image store "+opts.GraphRoot, err)
+	}
+	root := s.GraphRoot()
+	if opts.ImageStore != "" {
+		root = opts.ImageStore
+	}
+	return &Store{
+		store:  s,
+		lock:   newLock(filepath.Join(s.GraphRoot(), lockName)),
+		images: filepath.Join(root, s.GraphDriverName()+"-images"),
+	}, nil
+}
+
+// Get implements [manifestonly.Reader].
+func (s *Store) Get(ctx context.Context, id imageref.StorageID) (imageref.Record, error) {
+	if err := ctx.Err(); err != nil {
+		return imageref.Record{}, err
+	}
+	img, meta, err := s.find(id)
+	if err != nil {
+		return imageref.Record{}, err
+	}
+	return s.record(img, meta)
+}
+
+// List implements [manifestonly.Reader].
+func (s *Store) List(ctx context.Context) ([]imageref.Record, error) {
+	records := []imageref.Record{}
+	err := s.each(ctx, func(img *storage.Image, meta *metadata) error {
+		r, err := s.record(img, meta)
+		if errdefs.Is(err, errdefs.NotFound) { // half made, or removed since it was listed
+			return nil
+		}
+		records = append(records, r)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(records, func(a, b imageref.Record) int {
+		return strings.Compare(a.StorageID.String(), b.StorageID.String())
+	})
+	return records, nil
+}
+
+// ByImageID implements [manifestonly.Reader].
+func (s *Store) ByImageID(ctx context.Context, id imageref.ImageID) ([]imageref.Record, error) {
+	records, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return manifestonly.WithImageID(records, id)
+}
+
+// ByReference implements [manifestonly.Reader].
+func (s *Store) ByReference(ctx context.Context, ref imageref.Reference) (imageref.Record, error) {
+	records, err := s.List(ctx)
+	if err != nil {
+		return imageref.Record{}, err
+	}
+	return manifestonly.WithReference(records, ref)
+}
+
+// Remove implements [manifestonly.Remover].
+func (s *Store) Remove(ctx context.Context, id imageref.StorageID) error {
+	release, err := s.lock.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.remove(id)
+}
+
+// RemoveReference implements [manifestonly.Remover].
+func (s *Store) RemoveReference(ctx context.Context, ref imageref.Reference) error {
+	release, err := s.lock.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	record, err := s.ByReference(ctx, ref)
+	if err != nil {
+		return err
+	}
+	rest, _ := refset.Drop(record, ref)
+	if len(rest) == 0 {
+		return s.remove(record.StorageID)
+	}
+	_, meta, err := s.find(record.StorageID)
+	if err != nil {
+		return err
+	}
+	meta.Husk.References = encodeReferences(rest)
+	return s.setMetadata(record.StorageID.String(), *meta)
+}
+
+// Repair removes records that a writer that died left half made, mends those
+// whose signatures it was replacing, and returns how many both were. It touches
+// nothing that is not Husk's. Call it before the first pull.
+func (s *Store) Repair(ctx context.Context) (int, error) {
+	release, err := s.lock.acquire(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	repaired := 0
+	var failed []error
+	err = s.each(ctx, func(img *storage.Image, meta *metadata) error {
+		done, err := s.repair(img, meta)
+		if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+			failed = append(failed, err) // one that cannot be repaired leaves the others
+		}
+		if done && err == nil {
+			repaired++
+		}
+		return nil
+	})
+	return repaired, errors.Join(append(failed, err)...)
+}
+
+// repair repairs one record and reports whether there was anything to do.
+func (s *Store) repair(img *storage.Image, meta *metadata) (bool, error) {
+	if _, err := s.record(img, meta); errdefs.Is(err, errdefs.NotFound) {
+		return true, s.delete(img.ID)
+	} else if err != nil {
+		return false, err
+	}
+	mended := false
+	for _, key := range img.BigDataNames {
+		if !isSignature(key) {
+			continue
+		}
+		data, err := s.store.ImageBigData(img.ID, key)
+		if err != nil {
+			return false, mapped("repair record "+img.ID, err)
+		}
+		if int64(len(data)) == img.BigDataSizes[key] {
+			continue
+		}
+		// containers/storage replaces the file before the size it has on record,
+		// and CRI-O's own check at start would take the record for damaged. The
+		// record counts as unsigned at this point, so what the file says is free.
+		if err := s.store.SetImageBigData(img.ID, key, data, nil); err != nil {
+			return false, mapped("repair record "+img.ID, err)
+		}
+		mended = true
+	}
+	return mended, nil
+}
+
+// each calls fn for every image that is a record, whole or half.
+func (s *Store) each(ctx context.Context, fn func(*storage.Image, *metadata) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	images, err := s.store.Images()
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "list image store", err)
+	}
+	for i := range images {
+		meta, err := parseMetadata(&images[i])
+		if err != nil || meta == nil {
+			continue // not Husk's, or not of this version
+		}
+		if err := fn(&images[i], meta); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find returns the record with the given ID, whole or half.
+func (s *Store) find(id imageref.StorageID) (*storage.Image, *metadata, error) {
+	op := "read record " + id.String()
+	if id.IsZero() { // "" would be the prefix of any ID
+		return nil, nil, errdefs.Newf(errdefs.InvalidArgument, op, "no record ID")
+	}
+	img, err := s.store.Image(id.String())
+	if err != nil {
+		return nil, nil, mapped(op, err)
+	}
+	meta, err := parseMetadata(img)
+	if err == nil && meta == nil {
+		err = errors.New("the image with this ID is not a record of this version of husk")
+	}
+	if err != nil {
+		return nil, nil, errdefs.New(errdefs.NotFound, op, err)
+	}
+	return img, meta, nil
+}
+
+// record reads what a caller wants to know of a record; of half a record,
+// nothing: it is errdefs.NotFound.
+func (s *Store) record(img *storage.Image, meta *metadata) (imageref.Record, error) {
+	op := "read record " + img.ID
+	if err := meta.halfMade(img); err != nil {
+		return imageref.Record{}, errdefs.New(errdefs.NotFound, op, err)
+	}
+	config, err := s.store.ImageBigData(img.ID, meta.Husk.Config)
+	if err != nil {
+		return imageref.Record{}, mapped(op, err)
+	}
+	if got := digest.FromBytes(config).String(); got != meta.Husk.Config {
+		return imageref.Record{}, errdefs.Newf(errdefs.NotFound, op, "the stored config is %s, not %s", got, meta.Husk.Config)
+	}
+	r := imageref.Record{
+		Layers:          meta.Husk.Layers,
+		EncryptedLayers: meta.Husk.EncryptedLayers,
+		LayerBytes:      meta.Husk.LayerBytes,
+	}
+	if err := json.Unmarshal(config, &r.Image); err != nil {
+		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	if r.StorageID, err = imageref.ParseStorageID(img.ID); err != nil {
+		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	if r.Manifest, err = imageref.ParseManifestDigest(meta.Husk.Manifest); err != nil {
+		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	if r.ConfigDigest, err = imageref.ParseConfigDigest(meta.Husk.Config); err != nil {
+		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	if r.References, err = meta.Husk.references(); err != nil {
+		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	for _, size := range img.BigDataSizes {
+		r.StoredBytes += size
+	}
+	return r, nil
+}
+
+// remove removes a record, whole or half. The caller holds the lock.
+func (s *Store) remove(id imageref.StorageID) error {
+	if _, _, err := s.find(id); err != nil {
+		return err
+	}
+	return s.delete(id.String())
+}
+
+func (s *Store) delete(id string) error {
+	if _, err := s.store.DeleteImage(id, true); err != nil {
+		return mapped("remove record "+id, err)
+	}
+	return nil
+}
+
+// setMetadata replaces what a record says. The caller holds the lock.
+func (s *Store) setMetadata(id string, meta metadata) error {
+	text, err := meta.encode()
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "write record "+id, err)
+	}
+	if err := s.store.SetMetadata(id, text); err != nil {
+		return mapped("write record "+id, err)
+	}
+	return nil
+}
+
+// mapped gives an error of containers/storage its kind.
+func mapped(op string, err error) error {
+	kind := errdefs.Internal
+	switch {
+	case errors.Is(err, storage.ErrImageUnknown), errors.Is(err, storage.ErrNotAnImage),
+		errors.Is(err, fs.ErrNotExist): // a big data item that was never written, or is gone
+		kind = errdefs.NotFound
+	case errors.Is(err, storage.ErrImageUsedByContainer):
+		kind = errdefs.InUse
+	}
+	return errdefs.New(kind, op, fmt.Errorf("containers/storage: %w", err))
+}

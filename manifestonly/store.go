@@ -1,0 +1,118 @@
+package manifestonly
+
+import (
+	"context"
+	"time"
+
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+// MaxReferences bounds the names kept with one record: a tag that is rebuilt
+// over the same manifest forever must not grow the image database forever. The
+// oldest is dropped.
+const MaxReferences = 64
+
+// Writer commits images. It is all that [Pull] needs of a store.
+type Writer interface {
+	// Put stores the image as a record, or adds what is new to the record that
+	// exists: the reference, the time of the pull, the index, the signatures. A
+	// tag that another record had moves here; that record keeps repo@digest. Put
+	// is idempotent, and leaves nothing half made whenever it is interrupted.
+	Put(ctx context.Context, img Image) (imageref.Record, error)
+}
+
+// Reader finds records. A record that is half made does not exist for it. What
+// is not there is errdefs.NotFound.
+type Reader interface {
+	// Get returns the record with this storage ID.
+	Get(ctx context.Context, id imageref.StorageID) (imageref.Record, error)
+	// List returns every record, in the order of the storage IDs.
+	List(ctx context.Context) ([]imageref.Record, error)
+	// ByImageID returns the records with this image ID, the last pulled first: an
+	// image and its encrypted twin share their config, and so their ID.
+	ByImageID(ctx context.Context, id imageref.ImageID) ([]imageref.Record, error)
+	// ByReference returns the record that was last pulled by this name; a digest
+	// reference also finds records whose index or manifest it names.
+	ByReference(ctx context.Context, ref imageref.Reference) (imageref.Record, error)
+}
+
+// Remover removes records. A record that a container was made from is
+// errdefs.InUse; what is not there is errdefs.NotFound.
+type Remover interface {
+	// Remove removes the record with all its references.
+	Remove(ctx context.Context, id imageref.StorageID) error
+	// RemoveReference removes one name: a tag, or everything that a digest
+	// reference pins. The record goes with its last reference.
+	RemoveReference(ctx context.Context, ref imageref.Reference) error
+}
+
+// Store keeps layer-less records. It never holds a layer.
+type Store interface {
+	Writer
+	Reader
+	Remover
+}
+
+// Blob is content with the digest it was checked against.
+type Blob struct {
+	Digest imageref.ManifestDigest
+	Bytes  []byte
+}
+
+// Image is a checked image as [Pull] hands it to a [Writer]: every byte has the
+// digest that names it, and the policy has accepted it.
+type Image struct {
+	// Pulled is the name by which it was pulled, what that resolved to, and when.
+	Pulled imageref.PulledReference
+	// Indexes lead from the reference to the manifest, outermost first; empty
+	// when the reference names the manifest itself.
+	Indexes []Blob
+	// Manifest is the manifest of the chosen instance.
+	Manifest Blob
+	// ConfigDigest and Config are the image config, and Parsed is what it says.
+	ConfigDigest imageref.ConfigDigest
+	Config       []byte
+	Parsed       imgspec.Image
+	// Signatures of the manifest, as containers/image stores them; may be empty.
+	Signatures [][]byte
+	// Layers, EncryptedLayers and LayerBytes are as in imageref.Record.
+	Layers          int
+	EncryptedLayers int
+	LayerBytes      int64
+}
+
+// Record returns the record that img makes when it is stored alone: one
+// reference, and the size of what is kept.
+func (img Image) Record() imageref.Record {
+	size := int64(len(img.Manifest.Bytes) + len(img.Config))
+	for _, index := range img.Indexes {
+		size += int64(len(index.Bytes))
+	}
+	for _, sig := range img.Signatures {
+		size += int64(len(sig))
+	}
+	return imageref.Record{
+		StorageID:       imageref.RecordID(img.Manifest.Digest),
+		Manifest:        img.Manifest.Digest,
+		ConfigDigest:    img.ConfigDigest,
+		References:      []imageref.PulledReference{img.Pulled},
+		Image:           img.Parsed,
+		StoredBytes:     size,
+		Layers:          img.Layers,
+		EncryptedLayers: img.EncryptedLayers,
+		LayerBytes:      img.LayerBytes,
+	}
+}
+
+// LastPulled returns the time of the newest pull of a record.
+func LastPulled(r imageref.Record) time.Time {
+	var last time.Time
+	for _, p := range r.References {
+		if p.PulledAt.After(last) {
+			last = p.PulledAt
+		}
+	}
+	return last
+}

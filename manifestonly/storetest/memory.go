@@ -1,0 +1,134 @@
+// Package storetest has an in-memory [manifestonly.Store] for tests, and the
+// conformance suite that it and every real store must pass.
+package storetest
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/internal/refset"
+	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+// Memory is a Store in memory. The zero value is empty and ready.
+type Memory struct {
+	mu      sync.Mutex
+	records map[imageref.StorageID]imageref.Record
+	inUse   map[imageref.StorageID]bool
+}
+
+var _ manifestonly.Store = (*Memory)(nil)
+
+// SetInUse makes the record look as if a container was made from it, or no more.
+func (m *Memory) SetInUse(id imageref.StorageID, inUse bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.inUse == nil {
+		m.inUse = map[imageref.StorageID]bool{}
+	}
+	m.inUse[id] = inUse
+}
+
+// Put implements [manifestonly.Writer].
+func (m *Memory) Put(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
+	if err := ctx.Err(); err != nil {
+		return imageref.Record{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.records == nil {
+		m.records = map[imageref.StorageID]imageref.Record{}
+	}
+	record := img.Record()
+	old := m.records[record.StorageID]
+	record.References = refset.Merge(old.References, img.Pulled, manifestonly.MaxReferences)
+	for id, other := range m.records {
+		if id == record.StorageID {
+			continue
+		}
+		if refs, changed := refset.Demote(other.References, img.Pulled.Reference); changed {
+			other.References = refs
+			m.records[id] = other
+		}
+	}
+	m.records[record.StorageID] = record
+	return record, nil
+}
+
+// Get implements [manifestonly.Reader].
+func (m *Memory) Get(_ context.Context, id imageref.StorageID) (imageref.Record, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	record, ok := m.records[id]
+	if !ok {
+		return imageref.Record{}, errdefs.New(errdefs.NotFound, "record "+id.String()+" not found", nil)
+	}
+	return record, nil
+}
+
+// List implements [manifestonly.Reader].
+func (m *Memory) List(context.Context) ([]imageref.Record, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	records := make([]imageref.Record, 0, len(m.records))
+	for _, r := range m.records {
+		records = append(records, r)
+	}
+	slices.SortFunc(records, func(a, b imageref.Record) int {
+		return cmp.Compare(a.StorageID.String(), b.StorageID.String())
+	})
+	return records, nil
+}
+
+// ByImageID implements [manifestonly.Reader].
+func (m *Memory) ByImageID(ctx context.Context, id imageref.ImageID) ([]imageref.Record, error) {
+	records, err := m.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return manifestonly.WithImageID(records, id)
+}
+
+// ByReference implements [manifestonly.Reader].
+func (m *Memory) ByReference(ctx context.Context, ref imageref.Reference) (imageref.Record, error) {
+	records, err := m.List(ctx)
+	if err != nil {
+		return imageref.Record{}, err
+	}
+	return manifestonly.WithReference(records, ref)
+}
+
+// Remove implements [manifestonly.Remover].
+func (m *Memory) Remove(ctx context.Context, id imageref.StorageID) error {
+	if _, err := m.Get(ctx, id); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.inUse[id] {
+		return errdefs.New(errdefs.InUse, "record "+id.String()+" is in use", nil)
+	}
+	delete(m.records, id)
+	return nil
+}
+
+// RemoveReference implements [manifestonly.Remover].
+func (m *Memory) RemoveReference(ctx context.Context, ref imageref.Reference) error {
+	record, err := m.ByReference(ctx, ref)
+	if err != nil {
+		return err
+	}
+	rest, _ := refset.Drop(record, ref)
+	if len(rest) == 0 {
+		return m.Remove(ctx, record.StorageID)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	record.References = rest
+	m.records[record.StorageID] = record
+	return nil
+}
