@@ -1,0 +1,188 @@
+// Package layerpull is the sandbox side of an image pull: it fetches the layers
+// of one pinned image, checks them, decrypts, decompresses and unpacks them.
+//
+// Each layer becomes a directory of its own in a [Store], with whiteouts as
+// overlayfs has them, so that a container's root file system is an overlay of
+// these directories. A layer is one streaming pass, from the registry to the
+// directory, with no temporary copy of the blob:
+//
+//	fetch -> size and digest -> decrypt (HMAC) -> decompress -> diff ID -> unpack
+//
+// Nothing is trusted before the end of that pass: a layer is unpacked into a
+// temporary directory and renamed into place only when the blob's size and
+// digest, the cipher's HMAC and the diff ID of the image config all held.
+//
+// registries.conf, certs.d, policy.json and the auth file mean what they mean to
+// CRI-O: containers/image reads them.
+package layerpull
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+// Config says how to reach registries and open layers. In every path, "" means
+// the default of containers/image.
+type Config struct {
+	// AuthFile holds registry credentials, as containers-auth.json(5).
+	AuthFile string
+	// KeysDir is a directory of PEM files (*.pem, *.key, *.crt) with the private
+	// keys, and for PKCS7 the certificates, that open encrypted layers. "" means
+	// no keys.
+	KeysDir string
+	// PolicyPath is the signature policy, containers-policy.json(5).
+	PolicyPath string
+	// RegistriesConf is the file of containers-registries.conf(5).
+	RegistriesConf string
+	// RegistriesConfDir is its drop-in directory.
+	RegistriesConfDir string
+	// RegistriesD is the directory of containers-registries.d(5): where signatures are.
+	RegistriesD string
+	// CertsD is the directory of containers-certs.d(5).
+	CertsD string
+	// Limits bounds what is unpacked.
+	Limits Limits
+}
+
+// Limits bounds what one pull may unpack. In every field zero means the default.
+type Limits struct {
+	// LayerBytes bounds one unpacked layer; zero means [DefaultLayerBytes].
+	LayerBytes int64
+	// StoreBytes bounds all unpacked layers of a store; zero means [DefaultStoreBytes].
+	StoreBytes int64
+	// LayerEntries bounds the entries of one layer; zero means [DefaultLayerEntries].
+	LayerEntries int
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.LayerBytes == 0 {
+		l.LayerBytes = DefaultLayerBytes
+	}
+	if l.StoreBytes == 0 {
+		l.StoreBytes = DefaultStoreBytes
+	}
+	if l.LayerEntries == 0 {
+		l.LayerEntries = DefaultLayerEntries
+	}
+	return l
+}
+
+// Image is a pulled image, ready to be mounted.
+type Image struct {
+	// Manifest is the digest of the chosen instance.
+	Manifest imageref.ManifestDigest
+	// ConfigDigest gives the image ID.
+	ConfigDigest imageref.ConfigDigest
+	// Config is the image config.
+	Config imgspec.Image
+	// LayerDirs are absolute paths, the bottom layer first. An image that has the
+	// same layer twice has its directory once, at the upper place: overlayfs takes
+	// no directory twice, and the lower one could not be seen anyway. An image
+	// without layers has none.
+	LayerDirs []string
+	// FetchedLayers and FetchedBytes count what this pull took from the registry;
+	// bytes are as transferred. Layers that were in the store count nothing.
+	FetchedLayers int
+	FetchedBytes  int64
+}
+
+// Pull makes the image ref available in the store. ref must be pinned,
+// repository@digest; the digest may be an index's, of which the instance for this
+// machine is taken. When this store has already pulled ref, the registry is not
+// asked again: the store is one pod's, which has proved its access.
+//
+// Errors are of package errdefs: InvalidArgument, NotFound, Unauthorized,
+// RegistryUnavailable, PolicyRefused, NotAnImage, NoPlatform, Unsupported,
+// DigestMismatch, KeyUnavailable, TooLarge (also when the store's file system is
+// full), Canceled, DeadlineExceeded, Internal. A pull that fails leaves no part
+// of a layer; complete layers stay for the next attempt.
+func Pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config) (Image, error) {
+	img, err := pull(ctx, ref, store, cfg)
+	if err != nil {
+		return Image{}, errdefs.New(kindOf(ctx, err), "pull "+ref.String(), err)
+	}
+	return img, nil
+}
+
+func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config) (Image, error) {
+	if ref.IsZero() || ref.Digest().IsZero() {
+		return Image{}, errdefs.Newf(errdefs.InvalidArgument, "check reference", "not pinned to a digest")
+	}
+	// Held for the whole pull: of two containers with one image, the second finds
+	// it done.
+	unlock, err := store.lock(ctx, imageLock(ref))
+	if err != nil {
+		return Image{}, err
+	}
+	defer unlock()
+	if img, ok := store.load(ref); ok {
+		return img, nil
+	}
+	src, err := openSource(ctx, ref, cfg)
+	if err != nil {
+		return Image{}, err
+	}
+	defer src.close()
+	img, layers, err := src.resolve(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	p, err := newPuller(src, store, cfg)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := p.fetchAll(ctx, layers); err != nil {
+		return Image{}, err
+	}
+	img.LayerDirs = store.layerDirs(layers)
+	img.FetchedLayers, img.FetchedBytes = int(p.layers.Load()), p.bytes.Load()
+	return img, store.save(ref, img, layers)
+}
+
+// puller is one pull in progress.
+type puller struct {
+	src    *source
+	store  *Store
+	keys   keyring
+	limits Limits
+	// room is how many more bytes may be unpacked into the store.
+	room atomic.Int64
+	// layers and bytes count what was fetched.
+	layers, bytes atomic.Int64
+}
+
+func newPuller(src *source, store *Store, cfg Config) (*puller, error) {
+	keys, err := loadKeys(cfg.KeysDir)
+	if err != nil {
+		return nil, err
+	}
+	p := &puller{src: src, store: store, keys: keys, limits: cfg.Limits.withDefaults()}
+	used, err := store.used()
+	if err != nil {
+		return nil, err
+	}
+	p.room.Store(p.limits.StoreBytes - used)
+	return p, nil
+}
+
+// fetchAll brings all layers into the store, a few at a time.
+func (p *puller) fetchAll(ctx context.Context, layers []layer) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallelLayers)
+	for _, l := range layers {
+		group.Go(func() error {
+			if err := p.ensure(ctx, l); err != nil {
+				return fmt.Errorf("layer %s: %w", l.digest, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
