@@ -1,0 +1,61 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// Exit codes, for scripts; the man page lists them.
+const (
+	exitFailure     = 1
+	exitNotFound    = 3
+	exitRefused     = 4
+	exitUnavailable = 5
+)
+
+func newApp() *cli.App {
+	return &cli.App{
+		Name:                 "husk",
+		Usage:                "metadata-only image pulls for stock CRI-O",
+		Version:              version,
+		EnableBashCompletion: true,
+		// Errors are printed once, in main, and no flag parser exits the process.
+		ExitErrHandler: func(*cli.Context, error) {},
+		Flags: []cli.Flag{
+			&cli.StringFlag{
+				Name: "config", Aliases: []string{"c"}, Value: config.DefaultFile,
+				Usage: "read the configuration from `FILE`", EnvVars: []string{"HUSK_CONFIG"}, TakesFile: true,
+			},
+		},
+		Description: "husk serve stands in front of CRI-O. For pods whose runtime handler has " +
+			"runtime_pull_image = true it fetches an image's manifest and config and nothing else; " +
+			"the runtime pulls the layers inside the pod. The other commands look at the records it keeps.\n\n" +
+			"Exit codes: 0 done; 1 failed; 3 image or record not found; 4 refused " +
+			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable.",
+		Commands: []*cli.Command{
+			serveCommand(),
+			pullCommand(),
+			imagesCommand(),
+			inspectCommand(),
+			rmCommand(),
+			completionCommand(),
+			manCommand(),
+		},
+	}
+}
+
+// exitCode tells a script what kind of failure it was.
+func exitCode(err error) int {
+	switch errdefs.KindOf(err) {
+	case errdefs.NotFound, errdefs.NoPlatform:
+		return exitNotFound
+	case errdefs.Unauthorized, errdefs.PolicyRefused, errdefs.InUse, errdefs.NotAnImage, errdefs.TooLarge, errdefs.DigestMismatch:
+		return exitRefused
+	case errdefs.RegistryUnavailable, errdefs.Unavailable, errdefs.DeadlineExceeded:
+		return exitUnavailable
+	default:
+		return exitFailure
+	}
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// maxPassword bounds what is read from standard input, which may be anything.
+const maxPassword = 64 << 10
+
+func pullCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "pull",
+		Usage:     "fetch manifest and config of an image, as a pod's pull would",
+		ArgsUsage: "REFERENCE",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in to the registry as `NAME`"},
+			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from standard input"},
+			&cli.StringFlag{Name: "namespace", Usage: "apply the signature policy of a Kubernetes `NAMESPACE`"},
+			formatFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			name, err := oneArg(c, "a reference")
+			if err != nil {
+				return err
+			}
+			credentials, err := readCredentials(c, os.Stdin)
+			if err != nil {
+				return err
+			}
+			n, err := openNode(c)
+			if err != nil {
+				return err
+			}
+			result, err := n.Pull(c.Context, manifestonly.Request{
+				Name: name, Credentials: credentials, Namespace: c.String("namespace"),
+			})
+			if err != nil {
+				return err
+			}
+			if c.String("format") == "json" {
+				return printJSON(c.App.Writer, newImageView(result.Record))
+			}
+			_, err = fmt.Fprintln(c.App.Writer, result.Record.ImageID())
+			return err
+		},
+	}
+}
+
+// readCredentials never takes a password from the command line, where every user
+// of the machine could read it.
+func readCredentials(c *cli.Context, stdin io.Reader) (manifestonly.Credentials, error) {
+	user := c.String("username")
+	if (user != "") != c.Bool("password-stdin") {
+		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "--username and --password-stdin go together")
+	}
+	if user == "" {
+		return manifestonly.Credentials{}, nil
+	}
+	line, err := bufio.NewReader(io.LimitReader(stdin, maxPassword)).ReadString('\n')
+	if err != nil && line == "" {
+		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "no password on standard input")
+	}
+	return manifestonly.Credentials{Username: user, Password: strings.TrimRight(line, "\r\n")}, nil
+}

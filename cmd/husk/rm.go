@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+func rmCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "rm",
+		Usage: "remove a layer-less image: by ID with all its references, by reference only that one",
+		Description: "An image that a container was made from is not removed. " +
+			"Ordinary images are CRI-O's; use crictl rmi for them.",
+		ArgsUsage: "REFERENCE|ID",
+		Action: func(c *cli.Context) error {
+			name, err := oneArg(c, "a reference or an image ID")
+			if err != nil {
+				return err
+			}
+			n, err := openNode(c)
+			if err != nil {
+				return err
+			}
+			if err := n.remove(c, name); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.App.Writer, name)
+			return err
+		},
+	}
+}
+
+func (n *node) remove(c *cli.Context, name string) error {
+	records, err := n.find(c.Context, name)
+	if err != nil {
+		return err
+	}
+	if _, err := imageref.ParseImageID(name); err == nil {
+		for _, r := range records {
+			if err := n.store.Remove(c.Context, r.StorageID); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	refs, err := n.source.Resolve(c.Context, name)
+	if err != nil {
+		return err
+	}
+	// find has shown that one of them is there; the first that is, it is.
+	for _, ref := range refs {
+		err := n.store.RemoveReference(c.Context, ref)
+		if !errdefs.Is(err, errdefs.NotFound) {
+			return err
+		}
+	}
+	return errdefs.Newf(errdefs.NotFound, "remove "+name, "no such reference")
+}

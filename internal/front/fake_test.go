@@ -1,0 +1,300 @@
+package front_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/husk-cri/husk/internal/front"
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/storetest"
+	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+// fakeCRIO is a real CRI server that answers as CRI-O 1.34 does, as far as the
+// front can tell: no runtime handler in sandbox status, records shown as nameless
+// images, an empty image name for containers made from them.
+type fakeCRIO struct {
+	cri.UnimplementedRuntimeServiceServer
+	cri.UnimplementedImageServiceServer
+
+	records *storetest.Memory
+
+	mu         sync.Mutex
+	sandboxes  []*cri.PodSandbox // RuntimeHandler is not reported
+	images     []*cri.Image
+	containers []*cri.ContainerStatus
+	created    []*cri.CreateContainerRequest
+	pulled     []*cri.PullImageRequest
+	removed    []string
+}
+
+func (f *fakeCRIO) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.sandboxes {
+		if s.Id != req.PodSandboxId {
+			continue
+		}
+		answer := &cri.PodSandboxStatusResponse{
+			Status:             &cri.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, Annotations: s.Annotations},
+			ContainersStatuses: f.containers,
+		}
+		if req.Verbose {
+			notes := map[string]string{"io.kubernetes.cri-o.RuntimeHandler": s.RuntimeHandler}
+			info, err := json.Marshal(map[string]any{"runtimeSpec": map[string]any{"annotations": notes}})
+			if err != nil {
+				return nil, err
+			}
+			answer.Info = map[string]string{"info": string(info)}
+		}
+		return answer, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "could not find pod %q", req.PodSandboxId)
+}
+
+func (f *fakeCRIO) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	answer := new(cri.ListPodSandboxResponse)
+	for _, s := range f.sandboxes {
+		matches := true
+		for k, v := range req.GetFilter().GetLabelSelector() {
+			matches = matches && s.Labels[k] == v
+		}
+		if matches {
+			answer.Items = append(answer.Items, &cri.PodSandbox{Id: s.Id, Metadata: s.Metadata, Labels: s.Labels})
+		}
+	}
+	return answer, nil
+}
+
+// lookup finds an image by ID, or an ordinary one by name.
+func (f *fakeCRIO) lookup(name string) *cri.Image {
+	all, err := f.all()
+	if err != nil {
+		return nil
+	}
+	for _, i := range all {
+		if i.Id == name || slices.Contains(i.RepoTags, name) || slices.Contains(i.RepoDigests, name) {
+			return i
+		}
+	}
+	return nil
+}
+
+func (f *fakeCRIO) all() ([]*cri.Image, error) {
+	records, err := f.records.List(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := slices.Clone(f.images)
+	for _, r := range records {
+		all = append(all, &cri.Image{Id: r.StorageID.String(), Size: 1})
+	}
+	return all, nil
+}
+
+func (f *fakeCRIO) ImageStatus(_ context.Context, req *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+	if req.GetImage().GetImage() == "" {
+		return nil, status.Error(codes.Unknown, "no image specified")
+	}
+	return &cri.ImageStatusResponse{Image: f.lookup(req.Image.Image)}, nil
+}
+
+func (f *fakeCRIO) ListImages(_ context.Context, req *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
+	if name := req.GetFilter().GetImage().GetImage(); name != "" {
+		if image := f.lookup(name); image != nil {
+			return &cri.ListImagesResponse{Images: []*cri.Image{image}}, nil
+		}
+		return new(cri.ListImagesResponse), nil
+	}
+	all, err := f.all()
+	return &cri.ListImagesResponse{Images: all}, err
+}
+
+func (f *fakeCRIO) StreamImages(_ *cri.StreamImagesRequest, stream grpc.ServerStreamingServer[cri.StreamImagesResponse]) error {
+	all, err := f.all()
+	for _, image := range all {
+		if err := stream.Send(&cri.StreamImagesResponse{Images: []*cri.Image{image}}); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (f *fakeCRIO) PullImage(_ context.Context, req *cri.PullImageRequest) (*cri.PullImageResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pulled = append(f.pulled, req)
+	return &cri.PullImageResponse{ImageRef: "pulled-by-crio"}, nil
+}
+
+func (f *fakeCRIO) RemoveImage(_ context.Context, req *cri.RemoveImageRequest) (*cri.RemoveImageResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removed = append(f.removed, req.GetImage().GetImage())
+	return new(cri.RemoveImageResponse), nil
+}
+
+func (f *fakeCRIO) CreateContainer(_ context.Context, req *cri.CreateContainerRequest) (*cri.CreateContainerResponse, error) {
+	image := f.lookup(req.Config.Image.Image)
+	if image == nil {
+		return nil, status.Errorf(codes.Unknown, "image %s not known", req.Config.Image.Image)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.created = append(f.created, req)
+	id := fmt.Sprint("container-", len(f.created))
+	name := ""
+	if len(image.RepoTags) > 0 {
+		name = image.RepoTags[0]
+	}
+	f.containers = append(f.containers, &cri.ContainerStatus{
+		Id: id, Annotations: req.Config.Annotations, Metadata: req.Config.Metadata,
+		Image: &cri.ImageSpec{Image: name}, ImageRef: image.Id, ImageId: image.Id,
+	})
+	return &cri.CreateContainerResponse{ContainerId: id}, nil
+}
+
+func (f *fakeCRIO) ContainerStatus(_ context.Context, req *cri.ContainerStatusRequest) (*cri.ContainerStatusResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.containers {
+		if c.Id == req.ContainerId {
+			return &cri.ContainerStatusResponse{Status: c}, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "could not find container %q", req.ContainerId)
+}
+
+func (f *fakeCRIO) listed() []*cri.Container {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := make([]*cri.Container, 0, len(f.containers))
+	for _, c := range f.containers {
+		list = append(list, &cri.Container{
+			Id: c.Id, Annotations: c.Annotations, Image: &cri.ImageSpec{Image: c.ImageId},
+			ImageRef: c.ImageRef, ImageId: c.ImageId, Labels: c.Labels,
+		})
+	}
+	return list
+}
+
+func (f *fakeCRIO) ListContainers(context.Context, *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
+	return &cri.ListContainersResponse{Containers: f.listed()}, nil
+}
+
+func (f *fakeCRIO) StreamContainers(_ *cri.StreamContainersRequest, stream grpc.ServerStreamingServer[cri.StreamContainersResponse]) error {
+	for _, c := range f.listed() {
+		if err := stream.Send(&cri.StreamContainersResponse{Containers: []*cri.Container{c}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fakeCRIO) GetContainerEvents(_ *cri.GetEventsRequest, stream grpc.ServerStreamingServer[cri.ContainerEventResponse]) error {
+	f.mu.Lock()
+	statuses := slices.Clone(f.containers)
+	f.mu.Unlock()
+	for _, event := range []*cri.ContainerEventResponse{{ContainerId: "one", ContainersStatuses: statuses}, {}} {
+		if err := stream.Send(event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fakeRegistry is a Puller whose images are in memory.
+type fakeRegistry struct {
+	mu     sync.Mutex
+	store  *storetest.Memory
+	images map[string]manifestonly.Image
+	asked  []manifestonly.Request
+	wait   func(context.Context)
+}
+
+func (r *fakeRegistry) Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error) {
+	if r.wait != nil {
+		r.wait(ctx)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = append(r.asked, req)
+	img, ok := r.images[req.Name]
+	if !ok {
+		return manifestonly.Result{}, errdefs.Newf(errdefs.RegistryUnavailable, "pull "+req.Name, "no such host")
+	}
+	ref, err := imageref.ParseReference(req.Name)
+	if err != nil {
+		return manifestonly.Result{}, err
+	}
+	img.Pulled = imageref.PulledReference{Reference: ref, Digest: img.Manifest.Digest, PulledAt: time.Now()}
+	rec, err := r.store.Put(ctx, img)
+	return manifestonly.Result{Record: rec, Pulled: img.Pulled}, err
+}
+
+// Resolve implements front.Names without short-name aliases.
+func (r *fakeRegistry) Resolve(_ context.Context, name string) ([]imageref.Reference, error) {
+	ref, err := imageref.ParseReference(name)
+	if err != nil {
+		return nil, errdefs.New(errdefs.InvalidArgument, "resolve "+name, err)
+	}
+	return []imageref.Reference{ref}, nil
+}
+
+// publish makes an image available; salt tells apart images with one config.
+func (r *fakeRegistry) publish(name, user, salt string) manifestonly.Image {
+	config := imgspec.Image{Config: imgspec.ImageConfig{User: user, Cmd: []string{"/app"}}}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		panic(err)
+	}
+	d, err := imageref.ParseConfigDigest(digest.FromBytes(raw).String())
+	if err != nil {
+		panic(err)
+	}
+	manifest := []byte(fmt.Sprintf(`{"config":%q,"salt":%q}`, d, salt))
+	m, err := imageref.ParseManifestDigest(digest.FromBytes(manifest).String())
+	if err != nil {
+		panic(err)
+	}
+	img := manifestonly.Image{
+		Manifest: manifestonly.Blob{Digest: m, Bytes: manifest}, ConfigDigest: d, Config: raw,
+		Parsed: config, Layers: 2, EncryptedLayers: 2, LayerBytes: 1 << 20,
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.images[name] = img
+	return img
+}
+
+// fakeHandlers has runc (the default), husk and kata.
+type fakeHandlers map[string]front.Handler
+
+func (h fakeHandlers) Handler(name string) (front.Handler, bool) { f, ok := h[name]; return f, ok }
+func (h fakeHandlers) Default() string                           { return "runc" }
+func (h fakeHandlers) GuestPull() []string {
+	var names []string
+	for name, handler := range h {
+		if handler.GuestPull {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,229 @@
+// Package forward passes gRPC calls and HTTP connections on to CRI-O without
+// understanding them: every method, known or not, unary or streaming, with
+// metadata, deadlines, cancellation, codes and details in both directions.
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+)
+
+const (
+	// DefaultMaxMessageBytes is CRI-O's own default (grpc_max_recv_msg_size). It
+	// stops one message, broken or hostile, from filling the front's memory.
+	DefaultMaxMessageBytes = 80 << 20
+	// maxBackoff bounds the pause between attempts to reach CRI-O, so that a node
+	// is back within seconds of a CRI-O restart.
+	maxBackoff = time.Second
+	// connectTimeout bounds one attempt, against a CRI-O that accepts connections
+	// and then says nothing.
+	connectTimeout = 5 * time.Second
+)
+
+// Options tune a [Backend]. The zero value is right for a default CRI-O.
+type Options struct {
+	// MaxMessageBytes bounds each message in each direction. Zero: [DefaultMaxMessageBytes].
+	MaxMessageBytes int
+}
+
+func (o Options) maxMessageBytes() int {
+	if o.MaxMessageBytes <= 0 {
+		return DefaultMaxMessageBytes
+	}
+	return o.MaxMessageBytes
+}
+
+// Backend is CRI-O behind the front. It connects when it is first needed and
+// again whenever the connection is lost; meanwhile calls fail with Unavailable
+// and the reason.
+type Backend struct {
+	socket  string
+	conn    *grpc.ClientConn
+	options Options
+}
+
+// NewBackend returns the backend that listens on the unix socket with the given
+// absolute path. It need not listen yet.
+func NewBackend(socket string, options Options) (*Backend, error) {
+	limit := options.maxMessageBytes()
+	conn, err := grpc.NewClient("unix:"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: maxBackoff / 10, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: connectTimeout,
+		}),
+		// Whether to repeat a call is the client's decision, not the front's.
+		grpc.WithDisableRetry(),
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(codec{}),
+			grpc.MaxCallRecvMsgSize(limit),
+			grpc.MaxCallSendMsgSize(limit),
+		),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: %w", socket, err)
+	}
+	return &Backend{socket: socket, conn: conn, options: options}, nil
+}
+
+// Close gives up the connection; calls under way fail.
+func (b *Backend) Close() error { return b.conn.Close() }
+
+// Call makes a unary call with the encoded request and returns the encoded
+// answer. The metadata of the call that ctx belongs to is sent along; what the
+// backend sends back as headers and trailers is dropped. Errors are the
+// backend's own.
+func (b *Backend) Call(ctx context.Context, method string, request []byte) ([]byte, error) {
+	return b.call(ctx, method, request)
+}
+
+// Relay is [Backend.Call] for the call that answers the client: headers and
+// trailers are passed on to it.
+func (b *Backend) Relay(stream grpc.ServerStream, method string, request []byte) ([]byte, error) {
+	var header, trailer metadata.MD
+	answer, err := b.call(stream.Context(), method, request, grpc.Header(&header), grpc.Trailer(&trailer))
+	stream.SetTrailer(trailer)
+	if headerErr := stream.SetHeader(header); err == nil && headerErr != nil {
+		err = headerErr
+	}
+	return answer, err
+}
+
+func (b *Backend) call(ctx context.Context, method string, request []byte, opts ...grpc.CallOption) ([]byte, error) {
+	answer := new(Frame)
+	if err := b.conn.Invoke(outgoing(ctx), method, NewFrame(request), answer, opts...); err != nil {
+		return nil, err
+	}
+	return answer.Bytes(), nil
+}
+
+// outgoing gives ctx the metadata that the client sent. gRPC itself leaves out
+// what belongs to one connection, such as the content type.
+func outgoing(ctx context.Context) context.Context {
+	md, ok := metadata.FromIncomingContext(ctx)
+	if !ok {
+		return ctx
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// Forward passes a call of any kind on as it is, frame by frame: a frame is read
+// only after the one before it has been sent.
+func (b *Backend) Forward(stream grpc.ServerStream) error {
+	up, cancel, err := b.open(stream)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	go upload(stream, up, cancel)
+	return download(stream, up, func(f *Frame) (*Frame, error) { return f, nil })
+}
+
+// Edit changes one encoded message of a server stream. It is called for each
+// message and once more, with nil, after the last; a nil result sends nothing.
+type Edit func(message []byte) ([]byte, error)
+
+// ForwardEdited makes a server-streaming call with the encoded request and
+// passes every answer through edit.
+func (b *Backend) ForwardEdited(stream grpc.ServerStream, request []byte, edit Edit) error {
+	up, cancel, err := b.open(stream)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	// An error of SendMsg is only a hint; RecvMsg has the reason.
+	if err := up.SendMsg(NewFrame(request)); err == nil {
+		if err := up.CloseSend(); err != nil {
+			return err
+		}
+	}
+	return download(stream, up, func(f *Frame) (*Frame, error) {
+		var message []byte
+		if f != nil {
+			message = f.Bytes()
+		}
+		edited, err := edit(message)
+		if err != nil || edited == nil {
+			return nil, err
+		}
+		return NewFrame(edited), nil
+	})
+}
+
+// open starts the backend's half of a call. cancel ends it.
+func (b *Backend) open(stream grpc.ServerStream) (grpc.ClientStream, context.CancelFunc, error) {
+	method, ok := grpc.MethodFromServerStream(stream)
+	if !ok {
+		return nil, nil, errors.New("forward: the call has no method")
+	}
+	ctx, cancel := context.WithCancel(outgoing(stream.Context()))
+	up, err := b.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	return up, cancel, nil
+}
+
+// upload passes the client's frames on until there are no more. It ends with
+// the call: then either side's next operation fails.
+func upload(stream grpc.ServerStream, up grpc.ClientStream, cancel context.CancelFunc) {
+	for {
+		f := new(Frame)
+		err := stream.RecvMsg(f)
+		switch {
+		case errors.Is(err, io.EOF):
+			err = up.CloseSend()
+		case err == nil:
+			if err = up.SendMsg(f); err == nil {
+				continue
+			}
+			// The backend has ended the call; download learns why.
+			return
+		}
+		if err != nil {
+			cancel()
+		}
+		return
+	}
+}
+
+// download passes the backend's headers, frames, trailers and status on to the
+// client. edit sees every frame, and nil after the last.
+func download(stream grpc.ServerStream, up grpc.ClientStream, edit func(*Frame) (*Frame, error)) error {
+	// An error here comes again, with its details, from RecvMsg.
+	if header, err := up.Header(); err == nil && len(header) > 0 {
+		if err := stream.SendHeader(header); err != nil {
+			return err
+		}
+	}
+	for {
+		f := new(Frame)
+		if err := up.RecvMsg(f); err != nil {
+			stream.SetTrailer(up.Trailer())
+			if errors.Is(err, io.EOF) {
+				return send(stream, nil, edit)
+			}
+			return err
+		}
+		if err := send(stream, f, edit); err != nil {
+			return err
+		}
+	}
+}
+
+func send(stream grpc.ServerStream, f *Frame, edit func(*Frame) (*Frame, error)) error {
+	edited, err := edit(f)
+	if err != nil || edited == nil {
+		return err
+	}
+	return stream.SendMsg(edited)
+}

@@ -1,0 +1,199 @@
+package front
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/status"
+)
+
+// imageStatus answers three kinds of question (DESIGN section 4, "Presence, and
+// the user trap"). One that names a guest-pull handler gets the records. Others
+// get CRI-O's answer. Where CRI-O has no image, a question for the image's user
+// (neither annotations nor handler) and one by image ID get the record; a
+// presence check does not, so that no ordinary pod takes a layer-less image for one it
+// can start from.
+func (s *Server) imageStatus(c *call) error {
+	req := new(cri.ImageStatusRequest)
+	if err := c.decode(req); err != nil {
+		return err
+	}
+	spec := req.GetImage()
+	if spec.GetImage() == "" {
+		return c.passOn()
+	}
+	h, explicit, err := s.viewer(spec)
+	if err != nil {
+		return err
+	}
+	if explicit && h.GuestPull {
+		return s.answerRecord(c, req, h.Name)
+	}
+	raw, err := c.relay(c.request)
+	if err != nil {
+		return err
+	}
+	answer := new(cri.ImageStatusResponse)
+	if err := proto.Unmarshal(raw, answer); err != nil {
+		return c.send(raw) // not the front's to judge
+	}
+	if answer.GetImage() != nil {
+		rec, err := s.recordByStorageID(c.ctx(), answer.GetImage().GetId())
+		if err != nil {
+			return err
+		}
+		if rec == nil {
+			return c.send(raw)
+		}
+	}
+	byID := !status.NewQuery(spec.GetImage(), nil).ID.IsZero()
+	if explicit || (len(spec.GetAnnotations()) > 0 && !byID) {
+		return c.answer(new(cri.ImageStatusResponse))
+	}
+	return s.answerRecord(c, req, s.shownHandler())
+}
+
+// answerRecord answers with the record that the request names, or with no image.
+func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler string) error {
+	found, err := s.find(c.ctx(), req.GetImage().GetImage())
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return c.answer(new(cri.ImageStatusResponse))
+	}
+	answer, err := status.ImageStatus(found[0], handler, req.GetVerbose())
+	if err != nil {
+		return err
+	}
+	return c.answer(answer)
+}
+
+// find returns the records that name stands for, best first.
+func (s *Server) find(ctx context.Context, name string) ([]imageref.Record, error) {
+	q, err := s.query(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	records, err := s.Records.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return status.Resolve(records, q), nil
+}
+
+// shownHandler is the handler reported with a record when the client named none:
+// the first guest-pull handler. A record serves them all.
+func (s *Server) shownHandler() string {
+	if names := s.Handlers.GuestPull(); len(names) > 0 {
+		return names[0]
+	}
+	return ""
+}
+
+// listImages is CRI-O's list without what it shows for records, and with the
+// true images instead.
+func (s *Server) listImages(c *call) error {
+	req := new(cri.ListImagesRequest)
+	if err := c.decode(req); err != nil {
+		return err
+	}
+	view, err := s.listing(c.ctx(), req.GetFilter().GetImage())
+	if err != nil {
+		return err
+	}
+	var raw []byte
+	if !view.recordsOnly {
+		if raw, err = c.relay(c.request); err != nil {
+			return err
+		}
+	}
+	edited, err := view.edit(raw)
+	if err != nil {
+		return err
+	}
+	return c.send(edited)
+}
+
+// streamImages is listImages for the streaming twin: the true images go with the
+// first message, or alone when CRI-O has none.
+func (s *Server) streamImages(c *call) error {
+	req := new(cri.StreamImagesRequest)
+	if err := c.decode(req); err != nil {
+		return err
+	}
+	view, err := s.listing(c.ctx(), req.GetFilter().GetImage())
+	if err != nil {
+		return err
+	}
+	if view.recordsOnly {
+		if len(view.entries) == 0 {
+			return nil
+		}
+		edited, err := view.edit(nil)
+		if err != nil {
+			return err
+		}
+		return c.send(edited)
+	}
+	return s.backend.ForwardEdited(c.stream, c.request, func(message []byte) ([]byte, error) {
+		if message == nil && len(view.entries) == 0 {
+			return nil, nil
+		}
+		edited, err := view.edit(message)
+		view.entries = nil
+		if len(edited) == 0 {
+			return nil, err // CRI: at least one image in each message
+		}
+		return edited, err
+	})
+}
+
+// listing is what one ListImages or StreamImages call shows of the records.
+type listing struct {
+	entries     []*cri.Image
+	hidden      map[string]bool // storage IDs
+	recordsOnly bool
+}
+
+// listing decides what a list with the given filter shows.
+func (s *Server) listing(ctx context.Context, filter *cri.ImageSpec) (listing, error) {
+	h, explicit, err := s.viewer(filter)
+	if err != nil {
+		return listing{}, err
+	}
+	records, err := s.Records.List(ctx)
+	if err != nil {
+		return listing{}, err
+	}
+	view := listing{hidden: make(map[string]bool, len(records)), recordsOnly: explicit && h.GuestPull}
+	for _, rec := range records {
+		view.hidden[rec.StorageID.String()] = true
+	}
+	if explicit && !h.GuestPull {
+		return view, nil
+	}
+	if name := filter.GetImage(); name != "" {
+		q, err := s.query(ctx, name)
+		if err != nil {
+			return listing{}, err
+		}
+		records = status.Resolve(records, q)
+	}
+	shown := s.shownHandler()
+	if explicit {
+		shown = h.Name
+	}
+	for _, rec := range records {
+		view.entries = append(view.entries, status.Image(rec, shown))
+	}
+	return view, nil
+}
+
+// edit makes one message of the list true.
+func (v listing) edit(message []byte) ([]byte, error) {
+	return status.MergeImages(message, v.entries, v.hidden)
+}
