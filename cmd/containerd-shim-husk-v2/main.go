@@ -1,0 +1,15 @@
+// Command containerd-shim-husk-v2 is the shim that CRI-O starts for pods whose
+// layers are pulled inside their sandbox. See package shim.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/shim"
+)
+
+func main() {
+	os.Exit(shim.Main(context.Background(), os.Args, sandbox.Layers{}))
+}

@@ -1,0 +1,76 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+const hostResolvConf = "/etc/resolv.conf"
+
+// Child is the body of a sandbox child: it reads a request, pulls, and writes the
+// answer. It returns an error only where it could not answer. The caller is a
+// process that [Runner] started, in a mount namespace of its own.
+func Child(ctx context.Context, in io.Reader, out io.Writer, puller Puller) error {
+	image, err := serve(ctx, in, puller)
+	a := answer{Image: &image}
+	if err != nil {
+		a = answer{Kind: errdefs.KindOf(err).String(), Message: errdefs.Redact(err.Error())}
+	}
+	if err := json.NewEncoder(out).Encode(a); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	return nil
+}
+
+func serve(ctx context.Context, in io.Reader, puller Puller) (Image, error) {
+	req, err := readRequest(in)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := isolate(req.ResolvConf); err != nil {
+		return Image{}, errdefs.New(errdefs.Internal, "pull "+req.Reference, err)
+	}
+	return puller.Pull(ctx, req)
+}
+
+func readRequest(in io.Reader) (PullRequest, error) {
+	const op = "read the request of a sandbox child"
+	data, err := io.ReadAll(io.LimitReader(in, maxRequest+1))
+	if err != nil {
+		return PullRequest{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	if len(data) > maxRequest {
+		return PullRequest{}, errdefs.Newf(errdefs.TooLarge, op, "more than %d bytes", maxRequest)
+	}
+	var req PullRequest
+	if err := json.Unmarshal(data, &req); err != nil {
+		return PullRequest{}, errdefs.New(errdefs.InvalidArgument, op, err)
+	}
+	return req, nil
+}
+
+// isolate cuts the mount namespace off from the one it was copied from and puts
+// resolvConf in the place of the host's file, which Go's resolver reads.
+func isolate(resolvConf string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if resolvConf == "" {
+		return nil
+	}
+	if _, err := os.Stat(hostResolvConf); err != nil {
+		// A file cannot be bound over nothing, and must not be made on the host.
+		return fmt.Errorf("the pod's resolv.conf needs one on the host to take the place of: %w", err)
+	}
+	if err := unix.Mount(resolvConf, hostResolvConf, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s over %s: %w", resolvConf, hostResolvConf, err)
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/husk-cri/husk/internal/shim/pod"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// DefaultConfigPath is read when CRI-O's handler has no runtime_config_path.
+const DefaultConfigPath = "/etc/husk/shim.toml"
+
+const (
+	defaultRuntime     = "runc"
+	defaultRuntimeRoot = pod.DefaultStateDir + "/runc"
+	defaultStoreSize   = "50%"
+	// defaultExitsDir is CRI-O's default for container_exits_dir.
+	defaultExitsDir = "/var/run/crio/exits"
+	// defaultPullTimeout ends a pull that hangs. CRI-O gives up, and stops the
+	// pull, after four minutes (ContainerCreateTimeout).
+	defaultPullTimeout = 10 * time.Minute
+	// maxConfig bounds the configuration file: a path that leads to something else
+	// must not be read into memory.
+	maxConfig = 1 << 20
+)
+
+// sizePattern is the grammar of a tmpfs size (tmpfs(5)).
+var sizePattern = regexp.MustCompile(`^[1-9][0-9]*([kKmMgG]|%)?$`)
+
+// Config is the shim's configuration: a TOML file whose path is the handler's
+// runtime_config_path. The zero value of each field is usable, and a missing file
+// at the default path is the zero Config. Unknown keys are an error.
+type Config struct {
+	// Runtime is the OCI runtime, a path or a name to find in PATH; empty is runc.
+	Runtime string `toml:"runtime"`
+	// RuntimeRoot is the runtime's state directory; empty is /run/husk/runc.
+	RuntimeRoot string `toml:"runtime_root"`
+	// StoreSize bounds the pod's store in memory, as tmpfs writes sizes: "512m",
+	// "2g", "25%" of the memory; empty is half of it.
+	StoreSize string `toml:"store_size"`
+	// KeysDir holds the private keys for encrypted layers; empty is none.
+	KeysDir string `toml:"keys_dir"`
+	// AuthFile, Policy, RegistriesConf, RegistriesConfDir, RegistriesD and CertsDir
+	// are the files of containers/image; empty is its default.
+	AuthFile          string `toml:"auth_file"`
+	Policy            string `toml:"policy"`
+	RegistriesConf    string `toml:"registries_conf"`
+	RegistriesConfDir string `toml:"registries_conf_dir"`
+	RegistriesD       string `toml:"registries_d"`
+	CertsDir          string `toml:"certs_dir"`
+	// PullTimeout ends a pull, as "90s" or "10m"; empty is ten minutes.
+	PullTimeout duration `toml:"pull_timeout"`
+	// ExitsDir is CRI-O's container_exits_dir; empty is CRI-O's default. By it CRI-O
+	// learns of exits that it does not wait for, those of containers that are older
+	// than itself.
+	ExitsDir string `toml:"exits_dir"`
+}
+
+// duration is a time.Duration that TOML writes as a string.
+type duration time.Duration
+
+// UnmarshalText reads "90s".
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return err
+	}
+	if v < 0 {
+		return fmt.Errorf("%s is negative", v)
+	}
+	*d = duration(v)
+	return nil
+}
+
+// LoadConfig reads the configuration and puts the defaults in. An empty path is
+// [DefaultConfigPath], which need not exist.
+func LoadConfig(path string) (Config, error) {
+	op := "read the shim's configuration " + path
+	name := path
+	if name == "" {
+		name = DefaultConfigPath
+	}
+	data, err := pod.ReadFile(name, maxConfig)
+	if path == "" && errors.Is(err, fs.ErrNotExist) {
+		data, err = nil, nil
+	}
+	if err != nil {
+		return Config{}, errdefs.New(errdefs.InvalidArgument, op, err)
+	}
+	var c Config
+	meta, err := toml.Decode(string(data), &c)
+	if err != nil {
+		return Config{}, errdefs.New(errdefs.InvalidArgument, op, err)
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		names := make([]string, len(unknown))
+		for i, key := range unknown {
+			names[i] = key.String()
+		}
+		return Config{}, errdefs.Newf(errdefs.InvalidArgument, op, "unknown keys: %s", strings.Join(names, ", "))
+	}
+	if c, err = c.withDefaults(); err != nil {
+		return Config{}, errdefs.New(errdefs.InvalidArgument, op, err)
+	}
+	return c, nil
+}
+
+func (c Config) withDefaults() (Config, error) {
+	set := func(field *string, value string) {
+		if *field == "" {
+			*field = value
+		}
+	}
+	set(&c.Runtime, defaultRuntime)
+	set(&c.RuntimeRoot, defaultRuntimeRoot)
+	set(&c.StoreSize, defaultStoreSize)
+	set(&c.ExitsDir, defaultExitsDir)
+	if c.PullTimeout == 0 {
+		c.PullTimeout = duration(defaultPullTimeout)
+	}
+	if !sizePattern.MatchString(c.StoreSize) {
+		return Config{}, fmt.Errorf("store_size: %q is not a size", c.StoreSize)
+	}
+	runtime, err := exec.LookPath(c.Runtime)
+	if err != nil {
+		return Config{}, fmt.Errorf("runtime: %w", err)
+	}
+	c.Runtime = runtime
+	for key, path := range map[string]string{
+		"runtime": c.Runtime, "runtime_root": c.RuntimeRoot, "keys_dir": c.KeysDir, "auth_file": c.AuthFile, "policy": c.Policy,
+		"registries_conf": c.RegistriesConf, "registries_conf_dir": c.RegistriesConfDir, "registries_d": c.RegistriesD,
+		"certs_dir": c.CertsDir, "exits_dir": c.ExitsDir,
+	} {
+		if path != "" && !filepath.IsAbs(path) {
+			return Config{}, fmt.Errorf("%s: %q is not absolute", key, path)
+		}
+	}
+	return c, nil
+}

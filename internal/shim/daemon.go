@@ -1,0 +1,138 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/pkg/shutdown"
+	"github.com/containerd/containerd/plugin"
+	"github.com/containerd/containerd/runtime/v2/runc/task"
+	containerdshim "github.com/containerd/containerd/runtime/v2/shim"
+	"github.com/containerd/containerd/sys/reaper"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/shim/keeper"
+	"github.com/husk-cri/husk/internal/shim/pod"
+)
+
+// processName is how ps shows a shim, as it shows those of containerd.
+const processName = "containerd-shim"
+
+// runDaemon is a pod's shim. It returns only on an error: the framework ends the
+// process.
+func runDaemon(ctx context.Context) error {
+	if err := os.Unsetenv(daemonEnv); err != nil { // not for the processes it starts
+		return err
+	}
+	if err := setName(processName); err != nil {
+		return err
+	}
+	// The mount namespace is a copy of the host's. As a slave it gets what kubelet
+	// mounts later, and gives nothing back.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make the mount namespace a slave of the host's: %w", err)
+	}
+	for _, fd := range []int{keeper.TaskFD, keeper.PublicFD, keeper.AliveFD} {
+		unix.CloseOnExec(fd)
+	}
+	openLog(ctx)
+	plugin.Register(&plugin.Registration{
+		Type:     plugin.TTRPCPlugin,
+		ID:       "task",
+		Requires: []plugin.Type{plugin.EventPlugin, plugin.InternalPlugin},
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			return newTaskPlugin(ic)
+		},
+	})
+	containerdshim.RunManager(ctx, Manager{}, func(c *containerdshim.Config) { c.NoSetupLogger = true })
+	return nil
+}
+
+// taskPlugin registers the task service on the framework's server.
+type taskPlugin struct{ taskapi.TaskService }
+
+// RegisterTTRPC implements the framework's interface for services.
+func (t taskPlugin) RegisterTTRPC(server *ttrpc.Server) error {
+	taskapi.RegisterTaskService(server, t.TaskService)
+	return nil
+}
+
+func newTaskPlugin(ic *plugin.InitContext) (any, error) {
+	publisher, err := ic.GetByID(plugin.EventPlugin, "publisher")
+	if err != nil {
+		return nil, err
+	}
+	down, err := ic.GetByID(plugin.InternalPlugin, "shutdown")
+	if err != nil {
+		return nil, err
+	}
+	group, err := readGrouping(".", "")
+	if err != nil {
+		return nil, err
+	}
+	p, err := pod.New("", group.sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	sd, ok := down.(shutdown.Service)
+	if !ok {
+		return nil, fmt.Errorf("the framework's shutdown service is a %T", down)
+	}
+	closer, ok := publisher.(containerdshim.Publisher)
+	if !ok {
+		return nil, fmt.Errorf("the framework's publisher is a %T", publisher)
+	}
+	events := &eventSink{pod: p, framework: closer, waits: newWaits()}
+	inner, err := task.NewTaskService(ic.Context, events, sd)
+	if err != nil {
+		return nil, err
+	}
+	st := newStore(p.Store())
+	sd.RegisterCallback(func(context.Context) error { return end(p, st) })
+	go outlive(ic.Context, p)
+	return taskPlugin{&service{
+		TaskService: inner,
+		pod:         p,
+		store:       st,
+		waits:       events.waits,
+		puller:      sandbox.Runner{Monitor: reaper.Default},
+		containers:  map[string]*container{},
+	}}, nil
+}
+
+// end removes the pod's state as the shim ends. Containers that are left, because
+// the shim was told to end by a signal, are the keeper's to clean up.
+func end(p pod.Pod, st *store) error {
+	err := st.close()
+	left, listErr := p.List()
+	if listErr != nil || len(left) > 0 {
+		return errors.Join(err, listErr)
+	}
+	return errors.Join(err, p.Remove())
+}
+
+// outlive serves CRI-O in the keeper's place once the keeper is gone. Connections
+// that the keeper held are lost; CRI-O makes new ones when it restarts.
+func outlive(ctx context.Context, p pod.Pod) {
+	alive := os.NewFile(keeper.AliveFD, "alive")
+	if _, err := alive.Read(make([]byte, 1)); err == nil {
+		return // nobody writes to it
+	}
+	listener, err := net.FileListener(os.NewFile(keeper.PublicFD, "shim.sock"))
+	if err != nil {
+		log.G(ctx).WithError(err).Error("the pod's keeper is gone and its socket cannot be served")
+		return
+	}
+	log.G(ctx).Warn("the pod's keeper is gone: serving its socket")
+	relay := keeper.Relay{Dial: func(ctx context.Context) (net.Conn, error) { return keeper.Dial(ctx, p) }}
+	if err := relay.Serve(ctx, listener); err != nil {
+		log.G(ctx).WithError(err).Error("the pod's socket failed")
+	}
+}

@@ -1,0 +1,219 @@
+package keeper
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/ttrpc"
+	. "github.com/onsi/gomega"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/husk-cri/husk/internal/shim/pod"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// slow is a task service whose Wait never returns and which knows what it was asked.
+type slow struct {
+	taskapi.TaskService
+	mu     sync.Mutex
+	waits  int
+	states int
+}
+
+func (s *slow) Wait(ctx context.Context, _ *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+	s.mu.Lock()
+	s.waits++
+	s.mu.Unlock()
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (s *slow) State(_ context.Context, req *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.states++
+	return &taskapi.StateResponse{ID: req.ID, Bundle: strings.Repeat("x", 1<<20)}, nil
+}
+
+func (s *slow) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waits
+}
+
+// serve serves a task service on a socket; stop cuts all its connections, as a
+// killed process does.
+func serve(t *testing.T, path string, svc taskapi.TaskService) (stop func()) {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	taskapi.RegisterTaskService(server, svc)
+	go func() { _ = server.Serve(context.WithoutCancel(t.Context()), l) }()
+	stop = sync.OnceFunc(func() { _ = server.Close() })
+	t.Cleanup(stop)
+	return stop
+}
+
+type rig struct {
+	pod    pod.Pod
+	client taskapi.TaskService
+	conn   net.Conn
+	dead   chan struct{}
+}
+
+// newRig starts a relay in front of the pod's task socket and connects to it.
+func newRig(t *testing.T) rig {
+	t.Helper()
+	p, err := pod.New(t.TempDir(), "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Create(); err != nil {
+		t.Fatal(err)
+	}
+	dead := make(chan struct{})
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", p.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	r := Relay{Dial: func(ctx context.Context) (net.Conn, error) { return Dial(ctx, p) }, Dead: dead}
+	go func() { _ = r.Serve(context.WithoutCancel(t.Context()), l) }()
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", p.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return rig{p, taskapi.NewTaskClient(ttrpc.NewClient(conn)), conn, dead}
+}
+
+func TestRelayPassesOn(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	r := newRig(t)
+	serve(t, r.pod.TaskSocket(), &slow{})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			resp, err := r.client.State(t.Context(), &taskapi.StateRequest{ID: "c1"})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(resp.Bundle).To(HaveLen(1 << 20))
+		})
+	}
+	wg.Wait()
+}
+
+func TestConnectionsOutliveTheService(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	r := newRig(t)
+	first := &slow{}
+	stop := serve(t, r.pod.TaskSocket(), first)
+	g.Expect(r.pod.Put(pod.Record{ID: "c1", Bundle: "/b", Stdout: "/fifo"})).To(Succeed())
+
+	waited := make(chan uint32, 3)
+	for range 3 {
+		go func() {
+			resp, err := r.client.Wait(t.Context(), &taskapi.WaitRequest{ID: "c1"})
+			g.Expect(err).NotTo(HaveOccurred())
+			waited <- resp.ExitStatus
+		}()
+	}
+	g.Eventually(first.waiting).Should(Equal(3))
+	stop()
+	g.Consistently(waited, "50ms").ShouldNot(Receive())
+
+	empty := make(chan struct{})
+	after := &afterlife{pod: r.pod, died: time.Now(), empty: sync.OnceFunc(func() { close(empty) })}
+	serve(t, r.pod.TaskSocket(), after)
+	close(r.dead)
+	for range 3 {
+		g.Eventually(waited, 5*time.Second).Should(Receive(Equal(uint32(pod.KilledStatus))))
+	}
+
+	// On the same connection, what CRI-O does to stop and remove a container.
+	ctx := t.Context()
+	state, err := r.client.State(ctx, &taskapi.StateRequest{ID: "c1"})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(state.Stdout).To(Equal("/fifo"))
+	_, err = r.client.Kill(ctx, &taskapi.KillRequest{ID: "c1", Signal: 15})
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = r.client.Kill(ctx, &taskapi.KillRequest{ID: "c1"})
+	g.Expect(status.Code(err)).To(Equal(codes.NotFound), "it does not live")
+	_, err = r.client.Exec(ctx, &taskapi.ExecProcessRequest{ID: "c1", ExecID: "e"})
+	g.Expect(status.Code(err)).To(Equal(codes.FailedPrecondition))
+	_, err = r.client.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c1"})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(empty).NotTo(BeClosed())
+	for range 2 {
+		_, err = r.client.Delete(ctx, &taskapi.DeleteRequest{ID: "c1"})
+		g.Expect(err).NotTo(HaveOccurred())
+	}
+	_, err = r.client.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c1"})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(empty).To(BeClosed())
+}
+
+func TestAfterlifeKeepsEarlierExits(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	r := newRig(t)
+	exited := time.Now().Add(-time.Hour)
+	g.Expect(r.pod.Put(pod.Record{ID: "init"}.Exited(exited, 0))).To(Succeed())
+	a := &afterlife{pod: r.pod, died: time.Now()}
+	resp, err := a.Wait(t.Context(), &taskapi.WaitRequest{ID: "init"})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(resp.ExitStatus).To(BeZero())
+	g.Expect(resp.ExitedAt.AsTime()).To(BeTemporally("~", exited, time.Millisecond))
+	_, err = a.State(t.Context(), &taskapi.StateRequest{ID: "unknown"})
+	g.Expect(status.Code(err)).To(Equal(codes.NotFound))
+	_, err = a.State(t.Context(), &taskapi.StateRequest{ID: "../../etc/passwd"})
+	g.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
+}
+
+func TestHostileFrames(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	header := make([]byte, headerSize)
+	binary.BigEndian.PutUint32(header, 1<<31)
+	_, err := readFrame(strings.NewReader(string(header)))
+	g.Expect(errdefs.Is(err, errdefs.TooLarge)).To(BeTrue())
+	binary.BigEndian.PutUint32(header, 4)
+	_, err = readFrame(strings.NewReader(string(header) + "abc"))
+	g.Expect(err).To(HaveOccurred())
+
+	// A client that sends one loses its connection, and only that.
+	r := newRig(t)
+	serve(t, r.pod.TaskSocket(), &slow{})
+	bad, err := (&net.Dialer{}).DialContext(t.Context(), "unix", r.pod.Socket())
+	g.Expect(err).NotTo(HaveOccurred())
+	binary.BigEndian.PutUint32(header, 1<<31)
+	_, err = bad.Write(header)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(bad.SetReadDeadline(time.Now().Add(5 * time.Second))).To(Succeed())
+	_, err = bad.Read(make([]byte, 1))
+	g.Expect(err).To(MatchError("EOF"))
+	_, err = r.client.State(t.Context(), &taskapi.StateRequest{ID: "c1"})
+	g.Expect(err).NotTo(HaveOccurred())
+}
+
+func TestNobodyAtTheTaskSocket(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	r := newRig(t)
+	_, err := r.client.State(t.Context(), &taskapi.StateRequest{ID: "c1"})
+	g.Expect(err).To(MatchError(ttrpc.ErrClosed))
+}

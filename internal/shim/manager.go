@@ -1,0 +1,210 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/namespaces"
+	containerdshim "github.com/containerd/containerd/runtime/v2/shim"
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/internal/shim/keeper"
+	"github.com/husk-cri/husk/internal/shim/pod"
+	"github.com/husk-cri/husk/pkg/annotations"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+const (
+	// Name is the shim's name: CRI-O wants the binary to be containerd-shim-husk-v2.
+	Name       = "io.containerd.husk.v2"
+	configFile = "config.json"
+	// addressFile is where CRI-O finds the shim's address after a restart.
+	addressFile = "address"
+	// logWait is how long `start` tries to release CRI-O's reader of a log that
+	// nobody will write.
+	logWait = 200 * time.Millisecond
+)
+
+// Manager starts and cleans up shims, one for each pod, for the containerd shim
+// framework. Its zero value is ready.
+type Manager struct {
+	// StateDir is where pods keep their state; empty is [pod.DefaultStateDir].
+	StateDir string
+}
+
+var _ containerdshim.Manager = Manager{}
+
+// Name returns the shim's name.
+func (Manager) Name() string { return Name }
+
+// grouping says which pod a container belongs to.
+type grouping struct {
+	sandboxID string
+	// starts is set for a container that a pod begins with.
+	starts bool
+}
+
+func groupOf(id string, spec map[string]string) grouping {
+	sandboxID := spec[annotations.CRIOSandboxID]
+	if sandboxID == "" {
+		return grouping{id, true} // not made by CRI-O: a pod of one container
+	}
+	return grouping{sandboxID, spec[annotations.CRIOContainerType] == annotations.ContainerTypeSandbox}
+}
+
+func readGrouping(bundle, id string) (grouping, error) {
+	data, err := pod.ReadFile(filepath.Join(bundle, configFile), maxSpec)
+	if err != nil {
+		return grouping{}, fmt.Errorf("read the spec of container %s: %w", id, err)
+	}
+	var spec struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return grouping{}, fmt.Errorf("read the spec of container %s: %w", id, err)
+	}
+	return groupOf(id, spec.Annotations), nil
+}
+
+// Start returns the address of the container's pod, whose shim it starts if the
+// container is the pod's first. The working directory is the container's bundle.
+func (m Manager) Start(ctx context.Context, id string, opts containerdshim.StartOpts) (_ string, retErr error) {
+	group, err := readGrouping(".", id)
+	if err != nil {
+		return "", err
+	}
+	p, err := pod.New(m.StateDir, group.sandboxID)
+	if err != nil {
+		return "", err
+	}
+	if err := containerdshim.WriteAddress(addressFile, p.Address()); err != nil {
+		return "", err
+	}
+	if containerdshim.CanConnect(p.Address()) {
+		releaseLog(ctx)
+		return p.Address(), nil
+	}
+	if !group.starts {
+		return "", errdefs.Newf(errdefs.Unavailable, "start container "+id, "the shim of pod %s does not answer", p.ID())
+	}
+	if err := clean(ctx, p); err != nil {
+		return "", err
+	}
+	if err := p.Create(); err != nil {
+		return "", err
+	}
+	defer func() {
+		if retErr != nil {
+			retErr = errors.Join(retErr, p.Remove())
+		}
+	}()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.Socket(), Net: "unix"})
+	if err != nil {
+		return "", fmt.Errorf("listen for pod %s: %w", p.ID(), err)
+	}
+	listener.SetUnlinkOnClose(false)
+	socket, err := listener.File()
+	if err != nil {
+		return "", fmt.Errorf("listen for pod %s: %w", p.ID(), err)
+	}
+	if err := startKeeper(ctx, p, opts.Debug, socket); err != nil {
+		return "", fmt.Errorf("start the keeper of pod %s: %w", p.ID(), err)
+	}
+	return p.Address(), nil
+}
+
+// startKeeper starts this binary as the pod's keeper, in a session of its own.
+func startKeeper(ctx context.Context, p pod.Pod, debug bool, socket *os.File) error {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return err
+	}
+	args := keeperArgs{Pod: p, Namespace: ns, Debug: debug}
+	cmd := exec.Command("/proc/self/exe") //nolint:gosec,noctx // our own binary, and it outlives ctx
+	cmd.Args = args.encode()
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	return cmd.Process.Release()
+}
+
+// releaseLog ends the read of CRI-O's that waits for this container's shim to open
+// the bundle's log: the pod's shim logs to that of its first container, and the
+// reader would hold a thread of CRI-O's for as long as CRI-O runs.
+func releaseLog(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, logWait)
+	defer cancel()
+	for {
+		fd, err := unix.Open("log", unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_ = unix.Close(fd)
+			return
+		}
+		if !errors.Is(err, unix.ENXIO) {
+			return // no log here
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// Stop cleans up after a container whose shim is gone (the framework's `delete`).
+// With the first or the last container of a pod goes what is left of the pod. The
+// working directory is the container's bundle.
+func (m Manager) Stop(ctx context.Context, id string) (containerdshim.StopStatus, error) {
+	group, err := readGrouping(".", id)
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
+	p, err := pod.New(m.StateDir, group.sandboxID)
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
+	if conn, err := keeper.Dial(ctx, p); err == nil {
+		return containerdshim.StopStatus{}, errors.Join(
+			errdefs.Newf(errdefs.InUse, "clean up container "+id, "the shim of pod %s lives", p.ID()), conn.Close())
+	}
+	r, err := p.Get(id)
+	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+		return containerdshim.StopStatus{}, err
+	}
+	if err == nil {
+		if err := errors.Join(r.Destroy(ctx), p.Drop(id)); err != nil {
+			return containerdshim.StopStatus{}, err
+		}
+	}
+	if group.starts {
+		err = clean(ctx, p)
+	} else if left, listErr := p.List(); listErr == nil && len(left) == 0 {
+		err = p.Remove()
+	} else {
+		err = listErr
+	}
+	r = r.Exited(time.Now(), pod.KilledStatus)
+	return containerdshim.StopStatus{Pid: int(r.Pid), ExitStatus: int(r.ExitStatus), ExitedAt: r.ExitedAt}, err
+}
+
+// clean removes what is left of a pod without a shim: its containers and its state.
+func clean(ctx context.Context, p pod.Pod) error {
+	records, err := p.List()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		err = errors.Join(err, r.Destroy(ctx))
+	}
+	return errors.Join(err, p.Remove())
+}

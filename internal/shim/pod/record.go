@@ -1,0 +1,91 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/husk-cri/husk/internal/sandbox"
+)
+
+// KilledStatus is the exit status of a container that went down with its shim: 128
+// and SIGKILL, as a shell has it.
+const KilledStatus = 128 + 9
+
+// destroyTimeout is how long an OCI runtime may take to kill and delete a container
+// of a dead shim: a runtime that hangs must not keep the pod's other containers alive.
+const destroyTimeout = 30 * time.Second
+
+// Record is what outlives the shim of a container: enough to kill it, to clean up
+// after it and to answer for it.
+type Record struct {
+	// ID, Bundle and Sandbox identify the container; Sandbox is set for the pause
+	// container.
+	ID      string `json:"id"`
+	Bundle  string `json:"bundle"`
+	Sandbox bool   `json:"sandbox,omitempty"`
+	// Runtime and RuntimeRoot are the OCI runtime's binary and its state directory.
+	Runtime     string `json:"runtime"`
+	RuntimeRoot string `json:"runtimeRoot"`
+	// Cgroup is the container's linux.cgroupsPath.
+	Cgroup string `json:"cgroup,omitempty"`
+	// ExitsDir is where CRI-O watches for exits; empty where it is not there.
+	ExitsDir string `json:"exitsDir,omitempty"`
+	// Stdin, Stdout, Stderr and Terminal are as CRI-O gave them.
+	Stdin    string `json:"stdin,omitempty"`
+	Stdout   string `json:"stdout,omitempty"`
+	Stderr   string `json:"stderr,omitempty"`
+	Terminal bool   `json:"terminal,omitempty"`
+	// Pid is the container's first process; 0 before it is created.
+	Pid uint32 `json:"pid,omitempty"`
+	// ExitedAt and ExitStatus are set once that process has ended.
+	ExitedAt   time.Time `json:"exitedAt,omitzero"`
+	ExitStatus uint32    `json:"exitStatus,omitempty"`
+}
+
+// Exited returns r as of a container that ended now, unless it had ended before.
+func (r Record) Exited(at time.Time, status uint32) Record {
+	if r.ExitedAt.IsZero() {
+		r.ExitedAt, r.ExitStatus = at, status
+	}
+	return r
+}
+
+// Destroy kills the container's processes and removes what its runtime keeps of it
+// and its cgroups. It is for containers whose shim is gone. A container that does
+// not exist is no error.
+func (r Record) Destroy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	var errs []error
+	cmd := exec.CommandContext(ctx, r.Runtime, "--root", r.RuntimeRoot, "delete", "--force", r.ID) //nolint:gosec // the runtime the operator configured
+	if out, err := cmd.CombinedOutput(); err != nil {
+		errs = append(errs, fmt.Errorf("delete container %s: %w: %.500s", r.ID, err, out))
+	}
+	if r.Cgroup != "" {
+		errs = append(errs, sandbox.RemoveCgroup(ctx, r.Cgroup, r.ID))
+	}
+	return errors.Join(errs...)
+}
+
+// AnnounceExit tells CRI-O that the container has ended, through the directory that
+// CRI-O watches. CRI-O does so itself for a container whose exit it waits for; it
+// does not wait for those that are older than itself.
+func (r Record) AnnounceExit() error {
+	if r.ExitsDir == "" {
+		return nil
+	}
+	err := os.WriteFile(filepath.Join(r.ExitsDir, r.ID), []byte("Exited"), 0o644) //nolint:gosec // as CRI-O writes it
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another directory is configured, or CRI-O is gone
+	}
+	if err != nil {
+		return fmt.Errorf("announce the exit of container %s: %w", r.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types/task"
+	ptypes "github.com/containerd/containerd/protobuf/types"
+	"github.com/containerd/log"
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/husk-cri/husk/bundlegen"
+	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/shim/pod"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// imagePuller pulls an image inside the pod's sandbox.
+type imagePuller interface {
+	Run(ctx context.Context, req sandbox.Request) (sandbox.Image, error)
+}
+
+var _ imagePuller = sandbox.Runner{}
+
+// service is the task service of a pod. The methods it does not have are those of
+// containerd's runc task service.
+type service struct {
+	taskapi.TaskService
+	pod    pod.Pod
+	store  *store
+	waits  *waits
+	puller imagePuller
+
+	mu         sync.Mutex
+	containers map[string]*container
+	// over is set once the pod's sandbox is deleted.
+	over bool
+}
+
+// container is what the service knows of a container beyond the task service. Once
+// created is closed the rest does not change.
+type container struct {
+	sandbox bool
+	// abort ends a Create that is at work; created is closed when it has ended.
+	abort   context.CancelCauseFunc
+	created chan struct{}
+	// identity is whom its processes run as; nil leaves it to the caller.
+	identity *bundlegen.Identity
+}
+
+var errDeleted = errors.New("the container was deleted while it was being created")
+
+// Create makes the container's root file system, unless it is the pod's sandbox, and
+// then the container.
+func (s *service) Create(ctx context.Context, req *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	c := &container{abort: abort, created: make(chan struct{})}
+	s.mu.Lock()
+	_, exists := s.containers[req.ID]
+	if !exists {
+		s.containers[req.ID] = c
+	}
+	s.mu.Unlock()
+	if exists {
+		return nil, status.Error(codes.AlreadyExists, "container "+req.ID+" exists")
+	}
+	resp, err := s.create(ctx, req, c)
+	if err != nil {
+		s.mu.Lock()
+		delete(s.containers, req.ID)
+		s.mu.Unlock()
+		log.G(ctx).WithError(err).WithField("container", req.ID).Error("create failed")
+	}
+	close(c.created)
+	return resp, errdefs.ToGRPC(err)
+}
+
+func (s *service) find(id string) *container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.containers[id]
+}
+
+// ready returns the container unless it is still being created.
+func (s *service) ready(id string) *container {
+	c := s.find(id)
+	if c == nil {
+		return nil
+	}
+	select {
+	case <-c.created:
+		return c
+	default:
+		return nil
+	}
+}
+
+// Exec runs a process as the container's user: CRI-O asks for the user in its own
+// spec, which is a placeholder where only the image could say whom a name means.
+func (s *service) Exec(ctx context.Context, req *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
+	c := s.ready(req.ID)
+	if c == nil || c.identity == nil {
+		return s.TaskService.Exec(ctx, req)
+	}
+	var process rspec.Process
+	if err := json.Unmarshal(req.Spec.GetValue(), &process); err != nil {
+		return nil, status.Error(codes.InvalidArgument, fmt.Sprintf("exec in container %s: %v", req.ID, err))
+	}
+	c.identity.Apply(&process)
+	value, err := json.Marshal(&process)
+	if err != nil {
+		return nil, errdefs.ToGRPC(fmt.Errorf("exec in container %s: %w", req.ID, err))
+	}
+	req.Spec = &ptypes.Any{TypeUrl: req.Spec.TypeUrl, Value: value}
+	return s.TaskService.Exec(ctx, req)
+}
+
+// Wait is noted: an exit that CRI-O does not wait for is announced.
+func (s *service) Wait(ctx context.Context, req *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+	if req.ExecID != "" || s.find(req.ID) == nil {
+		return s.TaskService.Wait(ctx, req)
+	}
+	answered := s.waits.begin(ctx, req.ID)
+	defer answered()
+	return s.TaskService.Wait(ctx, req)
+}
+
+// Kill of a container that has exited succeeds, since CRI-O takes NotFound for a
+// failure to stop it. Signal 0 asks whether it lives and gets the plain answer.
+func (s *service) Kill(ctx context.Context, req *taskapi.KillRequest) (*ptypes.Empty, error) {
+	resp, err := s.TaskService.Kill(ctx, req)
+	if status.Code(err) != codes.NotFound || req.Signal == 0 || req.ExecID != "" {
+		return resp, err
+	}
+	state, stateErr := s.State(ctx, &taskapi.StateRequest{ID: req.ID})
+	if stateErr == nil && state.Status == task.Status_STOPPED {
+		return &ptypes.Empty{}, nil
+	}
+	return nil, err
+}
+
+// Delete removes a container with what it wrote, or ends its creation. One that is
+// not there is deleted: CRI-O repeats a removal that it did not finish.
+func (s *service) Delete(ctx context.Context, req *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	if req.ExecID != "" {
+		return s.TaskService.Delete(ctx, req)
+	}
+	if c := s.find(req.ID); c != nil {
+		c.abort(errDeleted)
+		select {
+		case <-c.created:
+		case <-ctx.Done():
+			return nil, errdefs.ToGRPC(ctx.Err())
+		}
+	}
+	resp, err := s.TaskService.Delete(ctx, req)
+	if status.Code(err) == codes.NotFound {
+		resp, err = &taskapi.DeleteResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.forget(req.ID); err != nil {
+		return nil, errdefs.ToGRPC(err)
+	}
+	return resp, nil
+}
+
+// forget drops what the service holds of a container that is no more.
+func (s *service) forget(id string) error {
+	if err := pod.ValidID(id); err != nil {
+		return err
+	}
+	if err := errors.Join(s.store.remove(id), s.pod.Drop(id)); err != nil {
+		return err
+	}
+	s.waits.forget(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil && c.sandbox {
+		s.over = true
+	}
+	delete(s.containers, id)
+	return nil
+}
+
+// Shutdown ends the shim when the pod has no containers. Without its sandbox a pod
+// is over: containers that CRI-O has lost sight of, because it died while it created
+// them, go with it.
+func (s *service) Shutdown(ctx context.Context, req *taskapi.ShutdownRequest) (*ptypes.Empty, error) {
+	for _, id := range s.lost() {
+		if err := s.destroy(ctx, id); err != nil {
+			log.G(ctx).WithError(err).WithField("container", id).Error("remove a lost container")
+		}
+	}
+	return s.TaskService.Shutdown(ctx, req)
+}
+
+// lost returns the containers of a pod that is over.
+func (s *service) lost() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.over {
+		return nil
+	}
+	return slices.Collect(maps.Keys(s.containers))
+}
+
+func (s *service) destroy(ctx context.Context, id string) error {
+	if _, err := s.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(unix.SIGKILL), All: true}); err == nil {
+		if _, err := s.Wait(ctx, &taskapi.WaitRequest{ID: id}); err != nil {
+			return err
+		}
+	}
+	_, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: id})
+	return err
+}

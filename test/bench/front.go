@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/husk-cri/husk/internal/testkit/images"
+	"github.com/husk-cri/husk/test/internal/rig"
+)
+
+const (
+	frontContainers = 100
+	frontCalls      = 2000
+	frontWarmUp     = 50
+)
+
+// FrontResult is what the front adds to a call, against CRI-O's own socket. The
+// two are asked in turn, so that both see the same machine.
+type FrontResult struct {
+	Containers     int     `json:"containers"`
+	Calls          int     `json:"calls_each"`
+	ListContainers Latency `json:"list_containers"`
+	Version        Latency `json:"version"`
+	Goal           string  `json:"goal"`
+	GoalReached    bool    `json:"goal_reached"`
+}
+
+// Latency is in microseconds. Added is the difference of the percentiles.
+type Latency struct {
+	DirectP50 float64 `json:"direct_p50_us"`
+	DirectP99 float64 `json:"direct_p99_us"`
+	FrontP50  float64 `json:"front_p50_us"`
+	FrontP99  float64 `json:"front_p99_us"`
+	AddedP50  float64 `json:"added_p50_us"`
+	AddedP99  float64 `json:"added_p99_us"`
+}
+
+func measureFront(ctx context.Context, r *rig.Rig) (any, error) {
+	if err := makeContainers(ctx, r); err != nil {
+		return nil, err
+	}
+	front, err := dial(r.Node.FrontSocket)
+	if err != nil {
+		return nil, err
+	}
+	defer front.close()
+	direct, err := dial(r.Node.CRIO.Socket)
+	if err != nil {
+		return nil, err
+	}
+	defer direct.close()
+
+	result := FrontResult{Containers: frontContainers, Calls: frontCalls, Goal: "p50 added under 200 us"}
+	result.ListContainers, err = compare(ctx, direct, front, func(ctx context.Context, c *client) error {
+		list, err := c.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
+		if err == nil && len(list.GetContainers()) < frontContainers {
+			err = fmt.Errorf("%d containers are listed", len(list.GetContainers()))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	result.Version, err = compare(ctx, direct, front, func(ctx context.Context, c *client) error {
+		_, err := c.runtime.Version(ctx, &cri.VersionRequest{})
+		return err
+	})
+	result.GoalReached = result.ListContainers.AddedP50 < 200 && result.Version.AddedP50 < 200
+	return result, err
+}
+
+// makeContainers creates ordinary containers in one pod; they need not run.
+func makeContainers(ctx context.Context, r *rig.Rig) error {
+	ref, _, err := r.Push(ctx, "bench/front", images.Spec{Busybox: images.DefaultBusybox})
+	if err != nil {
+		return err
+	}
+	pod, err := r.RunPod(ctx, "bench-front", "runc")
+	if err != nil {
+		return err
+	}
+	if _, err := r.Crictl(ctx, "pull", ref); err != nil {
+		return err
+	}
+	for i := range frontContainers {
+		c := rig.Container{Name: fmt.Sprintf("c%d", i), Image: ref, Asked: ref, Args: []string{"/bin/sleep", "1000"}}
+		if _, err := r.Create(ctx, pod, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func compare(ctx context.Context, direct, front *client, call func(context.Context, *client) error) (Latency, error) {
+	sides := []*client{direct, front}
+	times := make([][]float64, len(sides))
+	for i := range frontWarmUp + frontCalls {
+		for side, c := range sides {
+			start := time.Now()
+			if err := call(ctx, c); err != nil {
+				return Latency{}, err
+			}
+			if i >= frontWarmUp {
+				times[side] = append(times[side], float64(time.Since(start).Nanoseconds())/1000)
+			}
+		}
+	}
+	at := func(side int, p float64) float64 { return times[side][int(p*float64(len(times[side])-1))] }
+	for _, t := range times {
+		slices.Sort(t)
+	}
+	l := Latency{DirectP50: at(0, .5), DirectP99: at(0, .99), FrontP50: at(1, .5), FrontP99: at(1, .99)}
+	l.AddedP50, l.AddedP99 = l.FrontP50-l.DirectP50, l.FrontP99-l.DirectP99
+	return l, nil
+}

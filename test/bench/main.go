@@ -1,0 +1,77 @@
+// Command bench measures Husk against its peer, stock CRI-O, in the same run on
+// the same machine, and writes the results as JSON.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/husk-cri/husk/test/internal/rig"
+)
+
+// benchTimeout bounds the whole run.
+const benchTimeout = 20 * time.Minute
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, benchTimeout)
+	defer cancel()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1) //nolint:gocritic // exitAfterDefer: the process ends here
+	}
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	var opts rig.Options
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.StringVar(&opts.Bin, "bin", "build/bin", "`directory` of the binaries")
+	flags.StringVar(&opts.Cache, "cache", "", "testnode's cache `directory`")
+	out := flags.String("out", "build/bench", "write results into `directory`")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	r, err := rig.Start(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close(context.WithoutCancel(ctx))) }()
+	if err := r.StartHusk(ctx); err != nil {
+		return err
+	}
+	for _, b := range []struct {
+		name    string
+		measure func(context.Context, *rig.Rig) (any, error)
+	}{
+		{"memory", measureMemory},
+		{"pull", measurePull},
+		{"front", measureFront},
+	} {
+		fmt.Fprintln(os.Stderr, "bench:", b.name)
+		result, err := b.measure(ctx, r)
+		if err != nil {
+			return fmt.Errorf("%s: %w", b.name, err)
+		}
+		data, err := json.MarshalIndent(result, "", "  ")
+		if err != nil {
+			return err
+		}
+		data = append(data, '\n')
+		if err := os.WriteFile(filepath.Join(*out, b.name+".json"), data, 0o644); err != nil {
+			return err
+		}
+		if _, err := os.Stdout.Write(data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
