@@ -133,17 +133,18 @@ func TestResolve(t *testing.T) {
 		}
 		got := Resolve(records, NewQuery(c.text, candidates))
 		var ids, want []string
-		for _, r := range got {
+		for _, r := range got.Records {
 			ids = append(ids, r.StorageID.String())
 		}
 		for _, r := range c.want {
 			want = append(want, r.StorageID.String())
 		}
 		NewWithT(t).Expect(ids).To(Equal(want), c.text)
+		NewWithT(t).Expect(got.By.IsZero()).To(Equal(len(want) == 0 || !strings.Contains(c.text, "/")), c.text)
 	}
 	four := record("4", "d", "")
 	four.ConfigDigest = must(imageref.ParseConfigDigest("sha256:" + "aab" + strings.Repeat("c", 61)))
-	NewWithT(t).Expect(Resolve([]imageref.Record{three, four}, NewQuery("aab", nil))).To(BeEmpty(), "ambiguous")
+	NewWithT(t).Expect(Resolve([]imageref.Record{three, four}, NewQuery("aab", nil)).Records).To(BeEmpty(), "ambiguous")
 }
 
 func TestChoose(t *testing.T) {

@@ -34,26 +34,39 @@ func NewQuery(text string, candidates []imageref.Reference) Query {
 	return q
 }
 
-// Resolve returns the records that the query names, best match first: by image ID
-// newest pull first; by reference newest pull of that reference first; else by a
-// prefix of the image ID.
-func Resolve(records []imageref.Record, q Query) []imageref.Record {
+// IsIDPrefix reports whether the name may be an abbreviated image ID.
+func (q Query) IsIDPrefix() bool {
+	return len(q.Text) >= minPrefix && strings.Trim(q.Text, "0123456789abcdef") == ""
+}
+
+// Match is what a query names.
+type Match struct {
+	// Records, best first; empty when the query names none.
+	Records []imageref.Record
+	// By is the reference that named them; zero when an image ID did.
+	By imageref.Reference
+}
+
+// Resolve returns the records that the query names: by image ID newest pull
+// first; by reference newest pull of that reference first; else by a prefix of
+// the image ID that no other image has.
+func Resolve(records []imageref.Record, q Query) Match {
 	if !q.ID.IsZero() {
-		return byID(records, func(id string) bool { return id == q.ID.String() })
+		return Match{Records: byID(records, func(id string) bool { return id == q.ID.String() })}
 	}
 	for _, ref := range q.Candidates {
 		if found := byReference(records, ref); len(found) > 0 {
-			return found
+			return Match{Records: found, By: ref}
 		}
 	}
-	if len(q.Text) < minPrefix || strings.Trim(q.Text, "0123456789abcdef") != "" {
-		return nil
+	if !q.IsIDPrefix() {
+		return Match{}
 	}
 	found := byID(records, func(id string) bool { return strings.HasPrefix(id, q.Text) })
 	if slices.ContainsFunc(found, func(r imageref.Record) bool { return r.ImageID() != found[0].ImageID() }) {
-		return nil // ambiguous
+		return Match{}
 	}
-	return found
+	return Match{Records: found}
 }
 
 func byID(records []imageref.Record, match func(string) bool) []imageref.Record {

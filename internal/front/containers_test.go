@@ -324,3 +324,19 @@ func BenchmarkListContainers(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkVersion compares a forwarded call with the direct socket.
+func BenchmarkVersion(b *testing.B) {
+	n := newNode(b, front.Config{})
+	for name, client := range map[string]cri.RuntimeServiceClient{
+		"front": n.RuntimeServiceClient, "direct": cri.NewRuntimeServiceClient(n.direct),
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := client.Version(b.Context(), new(cri.VersionRequest)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -149,7 +149,7 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 	if err != nil {
 		return imageref.Record{}, imageref.PulledReference{}, err
 	}
-	found := status.Resolve(records, q)
+	found := status.Resolve(records, q).Records
 	if len(found) == 0 {
 		rec, err := s.recordByStorageID(ctx, spec.GetImage())
 		if err != nil {
@@ -184,7 +184,7 @@ func (s *Server) query(ctx context.Context, name string) (status.Query, error) {
 		return q, nil
 	}
 	candidates, err := s.Names.Resolve(ctx, name)
-	if err != nil {
+	if err != nil && !q.IsIDPrefix() {
 		return status.Query{}, err
 	}
 	return status.NewQuery(name, candidates), nil

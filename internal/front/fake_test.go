@@ -40,6 +40,10 @@ type fakeCRIO struct {
 	removed    []string
 }
 
+func (f *fakeCRIO) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
+	return &cri.VersionResponse{RuntimeName: "fake"}, nil
+}
+
 func (f *fakeCRIO) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -6,7 +6,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/husk-cri/husk/pkg/imageref"
 	"github.com/husk-cri/husk/status"
 )
 
@@ -62,10 +61,10 @@ func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler stri
 	if err != nil {
 		return err
 	}
-	if len(found) == 0 {
+	if len(found.Records) == 0 {
 		return c.answer(new(cri.ImageStatusResponse))
 	}
-	answer, err := status.ImageStatus(found[0], handler, req.GetVerbose())
+	answer, err := status.ImageStatus(found.Records[0], handler, req.GetVerbose())
 	if err != nil {
 		return err
 	}
@@ -73,14 +72,14 @@ func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler stri
 }
 
 // find returns the records that name stands for, best first.
-func (s *Server) find(ctx context.Context, name string) ([]imageref.Record, error) {
+func (s *Server) find(ctx context.Context, name string) (status.Match, error) {
 	q, err := s.query(ctx, name)
 	if err != nil {
-		return nil, err
+		return status.Match{}, err
 	}
 	records, err := s.Records.List(ctx)
 	if err != nil {
-		return nil, err
+		return status.Match{}, err
 	}
 	return status.Resolve(records, q), nil
 }
@@ -181,7 +180,7 @@ func (s *Server) listing(ctx context.Context, filter *cri.ImageSpec) (listing, e
 		if err != nil {
 			return listing{}, err
 		}
-		records = status.Resolve(records, q)
+		records = status.Resolve(records, q).Records
 	}
 	shown := s.shownHandler()
 	if explicit {

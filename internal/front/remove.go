@@ -33,21 +33,19 @@ func (s *Server) removeImage(c *call) error {
 		}
 		return c.passOn()
 	}
-	q, err := s.query(c.ctx(), name)
+	named, err := s.named(c.ctx(), name)
 	if err != nil {
 		return err
 	}
-	if !explicit && len(q.Candidates) > 0 {
-		held, err := s.heldByCRIO(c.ctx(), name)
-		if err != nil || held {
-			return s.passUnless(c, err)
+	if !explicit && !named.By.IsZero() {
+		if held, err := s.heldByCRIO(c.ctx(), name); err != nil {
+			return err
+		} else if held {
+			return c.passOn()
 		}
 	}
-	if err := s.removeRecords(c.ctx(), q); err != nil {
-		return err
-	}
-	if explicit {
-		return s.done(c, nil)
+	if err := s.remove(c.ctx(), named); err != nil || explicit {
+		return s.done(c, err)
 	}
 	return c.passOn() // idempotent in CRI-O
 }
@@ -58,13 +56,6 @@ func (s *Server) done(c *call, err error) error {
 		return err
 	}
 	return c.answer(new(cri.RemoveImageResponse))
-}
-
-func (s *Server) passUnless(c *call, err error) error {
-	if err != nil {
-		return err
-	}
-	return c.passOn()
 }
 
 // heldByCRIO reports whether CRI-O has an ordinary image by the name.
@@ -81,26 +72,25 @@ func (s *Server) heldByCRIO(ctx context.Context, name string) (bool, error) {
 	return rec == nil, err
 }
 
-// removeRecords removes what the query names: one reference of a record, or all
-// records of an ID. What is gone already is no error.
-func (s *Server) removeRecords(ctx context.Context, q status.Query) error {
-	records, err := s.Records.List(ctx)
+// named returns what a name to be removed stands for; a storage ID is one too.
+func (s *Server) named(ctx context.Context, name string) (status.Match, error) {
+	rec, err := s.recordByStorageID(ctx, name)
 	if err != nil {
-		return err
+		return status.Match{}, err
 	}
-	for _, ref := range q.Candidates {
-		byRef := status.Query{Candidates: []imageref.Reference{ref}}
-		if len(status.Resolve(records, byRef)) > 0 {
-			return ignoreGone(s.Records.RemoveReference(ctx, ref))
-		}
+	if rec != nil {
+		return status.Match{Records: []imageref.Record{*rec}}, nil
 	}
-	found := status.Resolve(records, q)
-	if rec, err := s.recordByStorageID(ctx, q.Text); err != nil {
-		return err
-	} else if rec != nil {
-		found = append(found, *rec)
+	return s.find(ctx, name)
+}
+
+// remove removes one reference, or the records of an ID. What is gone already is
+// no error.
+func (s *Server) remove(ctx context.Context, what status.Match) error {
+	if !what.By.IsZero() {
+		return ignoreGone(s.Records.RemoveReference(ctx, what.By))
 	}
-	for _, rec := range found {
+	for _, rec := range what.Records {
 		if err := ignoreGone(s.Records.Remove(ctx, rec.StorageID)); err != nil {
 			return err
 		}

@@ -36,6 +36,15 @@ func New(config Config, with Collaborators) (*Server, error) {
 	}
 	s := &Server{Collaborators: with, config: config, backend: backend, pulls: make(chan struct{}, config.MaxPulls)}
 	s.methods = s.intercepts()
+	// Known to be one message each way, these need no stream: half the wake-ups.
+	for _, service := range []grpc.ServiceDesc{cri.RuntimeService_ServiceDesc, cri.ImageService_ServiceDesc} {
+		for _, m := range service.Methods {
+			full := "/" + service.ServiceName + "/" + m.MethodName
+			if _, ok := s.methods[full]; !ok {
+				s.methods[full] = (*call).passOn
+			}
+		}
+	}
 	return s, nil
 }
 
@@ -67,10 +76,10 @@ func (s *Server) intercepts() map[string]func(*call) error {
 	}
 }
 
-// handle answers one call of any method.
+// handle answers one call of any method, known or not.
 func (s *Server) handle(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
-	intercept, ok := s.methods[method]
+	answer, ok := s.methods[method]
 	if !ok {
 		return s.backend.Forward(stream)
 	}
@@ -78,7 +87,7 @@ func (s *Server) handle(_ any, stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(request); err != nil {
 		return err
 	}
-	return errdefs.ToGRPC(intercept(&call{backend: s.backend, stream: stream, method: method, request: request.Bytes()}))
+	return errdefs.ToGRPC(answer(&call{backend: s.backend, stream: stream, method: method, request: request.Bytes()}))
 }
 
 // call is one intercepted call with its encoded request.

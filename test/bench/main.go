@@ -37,6 +37,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags.StringVar(&opts.Bin, "bin", "build/bin", "`directory` of the binaries")
 	flags.StringVar(&opts.Cache, "cache", "", "testnode's cache `directory`")
 	out := flags.String("out", "build/bench", "write results into `directory`")
+	only := flags.String("only", "", "run this `benchmark` alone")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -56,6 +57,9 @@ func run(ctx context.Context, args []string) (err error) {
 		{"pull", measurePull},
 		{"front", measureFront},
 	} {
+		if *only != "" && *only != b.name {
+			continue
+		}
 		fmt.Fprintln(os.Stderr, "bench:", b.name)
 		result, err := b.measure(ctx, r)
 		if err != nil {
