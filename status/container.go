@@ -100,8 +100,10 @@ func editStatuses(answer []byte, field protowire.Number, find Finder) ([]byte, e
 }
 
 // patch changes the image, image_ref and image_id of one encoded container, and
-// nothing else: user_specified_image and unknown fields stay. It returns raw for
-// a container that was not made from a record.
+// nothing else: user_specified_image and unknown fields stay. The user goes: what
+// CRI-O reports are placeholders of a user that is resolved in the pod, and none
+// means "not known" (KEP-3619). It returns raw for a container that was not made
+// from a record.
 func patch(raw []byte, fields fieldNumbers, find Finder) ([]byte, error) {
 	var spec, ref, id []byte
 	var origin Origin
@@ -116,6 +118,8 @@ func patch(raw []byte, fields fieldNumbers, find Finder) ([]byte, error) {
 			return nil
 		case fields.id:
 			id = value
+			return nil
+		case fields.user:
 			return nil
 		case fields.annotations:
 			origin.note(bytesField(value, mapKeyField), bytesField(value, mapValueField))

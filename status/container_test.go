@@ -52,10 +52,13 @@ func TestEditContainerStatus(t *testing.T) {
 	t.Parallel()
 	ordinary := crioStatus(map[string]string{"other": "kept"})
 	ordinary.Image.Image = "busybox"
+	ordinary.User = &cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 1000}}
 	forged := crioStatus(notes())
 	forged.ImageId, forged.ImageRef = imageID, imageID
 	half := crioStatus(notes())
 	delete(half.Annotations, annotations.ImageRef)
+	placeholder := crioStatus(notes())
+	placeholder.User = &cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 65534, Gid: 65534}}
 	noImage := crioStatus(notes())
 	noImage.Image = nil
 	want := crioStatus(notes())
@@ -75,6 +78,7 @@ func TestEditContainerStatus(t *testing.T) {
 	}{
 		{"made from a record", crioStatus(notes()), want, noFinder},
 		{"no image spec at all", noImage, wantNoImage, noFinder},
+		{"the user is CRI-O's placeholder", placeholder, want, noFinder},
 		{"ordinary", ordinary, nil, finder},
 		{"annotations that CRI-O contradicts", forged, nil, noFinder},
 		{"half of the annotations", half, nil, noFinder},

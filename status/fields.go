@@ -17,10 +17,11 @@ const (
 	mapValueField        protowire.Number = 2
 )
 
-// fieldNumbers are those of a message that reports a container.
-type fieldNumbers struct{ image, ref, annotations, id protowire.Number }
+// fieldNumbers are those of a message that reports a container; user is 0 where
+// it reports none.
+type fieldNumbers struct{ image, ref, annotations, id, user protowire.Number }
 
 var (
 	containerFields       = fieldNumbers{image: 4, ref: 5, annotations: 9, id: 10}
-	containerStatusFields = fieldNumbers{image: 8, ref: 9, annotations: 13, id: 17}
+	containerStatusFields = fieldNumbers{image: 8, ref: 9, annotations: 13, id: 17, user: 18}
 )

@@ -33,6 +33,7 @@ func TestFieldNumbers(t *testing.T) {
 		{new(cri.ContainerStatus), "image_ref", containerStatusFields.ref},
 		{new(cri.ContainerStatus), "image_id", containerStatusFields.id},
 		{new(cri.ContainerStatus), "annotations", containerStatusFields.annotations},
+		{new(cri.ContainerStatus), "user", containerStatusFields.user},
 	} {
 		fields := c.message.ProtoReflect().Descriptor().Fields()
 		NewWithT(t).Expect(fields.ByName(c.field).Number()).To(Equal(c.number), "%T %s", c.message, c.field)

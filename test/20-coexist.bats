@@ -59,6 +59,19 @@ both_orders() { # FIRST SECOND REFERENCE
 	assert_eq "$(cri ps -o json | jq '[.containers[] | select(.state == "CONTAINER_RUNNING")] | length')" 2
 }
 
+@test "kubelet finds the image that an ordinary pod pulled, and husk asks no registry for it" {
+	local pod ctr mark
+	runs_as ordinary runc "$REF"
+	present "$REF"
+	pod=$(run_pod guest husk)
+	mark=$(log_mark)
+	ctr=$(run_ctr "$pod" guest c "$IMAGE_ID=$REF") # IfNotPresent: the ID that ImageStatus answered
+	assert_eq "$(crictl exec -s "$ctr" cat /data)" some
+	assert_eq "$(ctr_status "$ctr" .imageRef)" "$PINNED"
+	assert_eq "$(ctr_status "$ctr" .imageId)" "$IMAGE_ID"
+	assert_eq "$(log_since "$mark" | jq -s --arg ip "$NODE_IP" '[.[] | select(.remote == $ip)] | length')" 0 "requests of the host"
+}
+
 @test "an ordinary pod never sees a layer-less image" {
 	local pod record
 	runs_as guest husk "$REF"

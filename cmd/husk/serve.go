@@ -63,7 +63,7 @@ func serve(c *cli.Context) (err error) {
 		MaxPulls:       n.config.MaxPulls,
 		PullTimeout:    n.config.PullTimeout.Duration,
 	}, front.Collaborators{
-		Handlers: handlers{n.config, n.crio}, Puller: n, Records: n.store, Names: n.source, Log: log,
+		Handlers: handlers{n.config, n.crio}, Puller: n, Held: n, Records: n.store, Names: n.source, Log: log,
 	})
 	if err != nil {
 		return err

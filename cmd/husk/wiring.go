@@ -15,6 +15,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/cstore"
 	"github.com/husk-cri/husk/manifestonly/registry"
+	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // node is what every command works with: the two configurations, and the source
@@ -88,6 +89,11 @@ func (n *node) Pull(ctx context.Context, req manifestonly.Request) (manifestonly
 	return manifestonly.Pull(ctx, req, n.source, n.store)
 }
 
+// PullHeld implements front.Held.
+func (n *node) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref.Reference) (manifestonly.Result, error) {
+	return manifestonly.Pull(ctx, manifestonly.Request{Name: ref.String()}, n.store.Held(id), n.store)
+}
+
 // handlers implements front.Handlers on crio.conf.
 type handlers struct {
 	config config.Config
@@ -97,6 +103,7 @@ type handlers struct {
 var (
 	_ front.Handlers = handlers{}
 	_ front.Puller   = (*node)(nil)
+	_ front.Held     = (*node)(nil)
 )
 
 func (h handlers) Handler(name string) (front.Handler, bool) {

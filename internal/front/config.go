@@ -53,6 +53,14 @@ type Puller interface {
 	Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error)
 }
 
+// Held makes records of images that CRI-O holds in full.
+type Held interface {
+	// PullHeld makes a record of the image with this ID, as pulled by ref, without
+	// asking a registry; errdefs.NotFound when CRI-O does not hold it under a name
+	// in ref's repository.
+	PullHeld(ctx context.Context, id imageref.ImageID, ref imageref.Reference) (manifestonly.Result, error)
+}
+
 // Records are the layer-less images of the node; [manifestonly.Store] has them.
 type Records interface {
 	// Get returns one record; errdefs.NotFound when there is none.
@@ -75,6 +83,7 @@ type Names interface {
 type Collaborators struct {
 	Handlers Handlers
 	Puller   Puller
+	Held     Held
 	Records  Records
 	Names    Names
 	Log      *slog.Logger

@@ -292,6 +292,23 @@ func TestRestorePod(t *testing.T) {
 	n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
 }
 
+func TestReservedKeysAreRefused(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, front.Config{})
+	for _, handler := range []string{"husk", "runc"} {
+		id, config := n.sandbox("pod-"+handler, handler)
+		for name, forged := range map[string]*cri.ContainerConfig{
+			"annotation": {Annotations: map[string]string{annotations.RecordID: "x"}},
+			"label":      {Labels: map[string]string{annotations.User: "{}"}},
+			"image name": {Labels: map[string]string{annotations.CRIOImageName: "elsewhere/app"}},
+		} {
+			_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: id, SandboxConfig: config, Config: forged})
+			n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument), "%s for %s", name, handler)
+		}
+	}
+	n.Expect(n.crio.created).To(BeEmpty())
+}
+
 // BenchmarkListContainers compares the front with the direct socket.
 func BenchmarkListContainers(b *testing.B) {
 	for _, guests := range []int{0, 100} {

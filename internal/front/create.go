@@ -2,6 +2,7 @@ package front
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -79,11 +80,17 @@ func (s *Server) restorePod(c *call) error {
 }
 
 // refuseForged refuses annotations that the shim and the status trust, because
-// only the front writes them.
+// only the front writes them. CRI-O copies labels into the spec after the
+// annotations, so a label would win over what the front writes.
 func refuseForged(config *cri.ContainerConfig) error {
 	for key := range config.GetAnnotations() {
 		if strings.HasPrefix(key, annotations.Prefix) && key != annotations.RuntimeHandler {
 			return errdefs.Newf(errdefs.InvalidArgument, "create container", "annotation %s is reserved", key)
+		}
+	}
+	for key := range config.GetLabels() {
+		if strings.HasPrefix(key, annotations.Prefix) || key == annotations.CRIOImageName {
+			return errdefs.Newf(errdefs.InvalidArgument, "create container", "label %s is reserved", key)
 		}
 	}
 	return nil
@@ -156,9 +163,7 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 			return imageref.Record{}, imageref.PulledReference{}, err
 		}
 		if rec == nil {
-			return imageref.Record{}, imageref.PulledReference{}, errdefs.Newf(errdefs.NotFound, "create container",
-				"image %s (%s) was not pulled for runtime handler %q: pull it with imagePullPolicy Always",
-				spec.GetImage(), spec.GetUserSpecifiedImage(), h.Name)
+			return s.derive(ctx, h, spec)
 		}
 		found = []imageref.Record{*rec}
 	}
@@ -175,6 +180,47 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 		return rec, pulled, errdefs.Newf(errdefs.NotFound, "create container", "the record of image %s has no reference", spec.GetImage())
 	}
 	return rec, pulled, nil
+}
+
+// derive makes a record of an image that CRI-O holds in full: kubelet, which asks
+// for presence without a handler, found it there and did not pull.
+func (s *Server) derive(ctx context.Context, h Handler, spec *cri.ImageSpec) (imageref.Record, imageref.PulledReference, error) {
+	missing := func(why error) (imageref.Record, imageref.PulledReference, error) {
+		return imageref.Record{}, imageref.PulledReference{}, errdefs.Newf(errdefs.NotFound, "create container",
+			"image %s (%s) was not pulled for runtime handler %q: pull it with imagePullPolicy Always: %w",
+			spec.GetImage(), spec.GetUserSpecifiedImage(), h.Name, why)
+	}
+	answer := new(cri.ImageStatusResponse)
+	question := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: spec.GetImage()}}
+	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, question, answer); err != nil {
+		return imageref.Record{}, imageref.PulledReference{}, err
+	}
+	id, err := imageref.ParseImageID(answer.GetImage().GetId())
+	if err != nil {
+		return missing(errors.New("nor does CRI-O hold it"))
+	}
+	names := []string{spec.GetUserSpecifiedImage()}
+	if names[0] == "" {
+		names = append(answer.GetImage().GetRepoTags(), answer.GetImage().GetRepoDigests()...)
+	}
+	last := errors.New("it has no name")
+	for _, name := range names {
+		refs, err := s.Names.Resolve(ctx, name)
+		if err != nil {
+			return imageref.Record{}, imageref.PulledReference{}, err
+		}
+		for _, ref := range refs {
+			result, err := s.Held.PullHeld(ctx, id, ref)
+			if err == nil {
+				return result.Record, result.Pulled, nil
+			}
+			if !errdefs.Is(err, errdefs.NotFound) {
+				return imageref.Record{}, imageref.PulledReference{}, err
+			}
+			last = err
+		}
+	}
+	return missing(last)
 }
 
 // query parses an image name of a request.

@@ -252,6 +252,22 @@ func (r *fakeRegistry) Pull(ctx context.Context, req manifestonly.Request) (mani
 	return manifestonly.Result{Record: rec, Pulled: img.Pulled}, err
 }
 
+// PullHeld implements front.Held: what CRI-O holds is what was published, under
+// names in its own repository.
+func (r *fakeRegistry) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref.Reference) (manifestonly.Result, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, img := range r.images {
+		if published, err := imageref.ParseReference(name); err != nil || published.Repository() != ref.Repository() || img.ConfigDigest.ImageID() != id {
+			continue
+		}
+		img.Pulled = imageref.PulledReference{Reference: ref, Digest: img.Manifest.Digest, PulledAt: time.Now()}
+		rec, err := r.store.Put(ctx, img)
+		return manifestonly.Result{Record: rec, Pulled: img.Pulled}, err
+	}
+	return manifestonly.Result{}, errdefs.Newf(errdefs.NotFound, "use held image", "none")
+}
+
 // Resolve implements front.Names without short-name aliases.
 func (r *fakeRegistry) Resolve(_ context.Context, name string) ([]imageref.Reference, error) {
 	ref, err := imageref.ParseReference(name)

@@ -148,6 +148,30 @@ func TestKubeletNever(t *testing.T) {
 	n.Expect(k.start(t, id, config)).To(MatchError(ContainSubstring("ErrImageNeverPull")))
 }
 
+// TestKubeletFindsWhatCRIOHolds: an ordinary pod pulled the image in full, so that
+// kubelet, asking without a handler, finds it present and does not pull.
+func TestKubeletFindsWhatCRIOHolds(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, front.Config{})
+	img := n.registry.publish(appImage, "web", "")
+	n.addImage(appImage, img.ConfigDigest.ImageID().String(), nil, "web")
+	id, config := n.sandbox("pod", "husk")
+	for _, policy := range []string{"IfNotPresent", "Never"} {
+		k := &kubelet{node: n, policy: policy, handler: "husk"}
+		n.Expect(k.start(t, id, config)).To(Succeed())
+		n.Expect(n.registry.asked).To(BeEmpty(), "no registry is asked")
+		n.Expect(n.lastCreated().Image.Image).To(Equal(img.Record().StorageID.String()))
+		n.Expect(n.lastCreated().Annotations).To(HaveKeyWithValue(annotations.User, MatchJSON(`{"user":"web"}`)))
+	}
+	// What CRI-O does not hold either is not there.
+	_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{
+		PodSandboxId: id, SandboxConfig: config,
+		Config: &cri.ContainerConfig{Image: &cri.ImageSpec{Image: hexID('9'), UserSpecifiedImage: appImage}},
+	})
+	n.Expect(status.Code(err)).To(Equal(codes.NotFound))
+	n.Expect(err).To(MatchError(ContainSubstring("imagePullPolicy Always")))
+}
+
 func TestKubeletAssumedHandler(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, front.Config{AssumeHandler: "husk"})

@@ -52,7 +52,7 @@ func newNode(t testing.TB, config front.Config) *node {
 			"husk": {Name: "husk", GuestPull: true, ResolvesNames: true},
 			"kata": {Name: "kata", GuestPull: true},
 		},
-		Puller: n.registry, Records: records, Names: n.registry, Log: slog.New(slog.DiscardHandler),
+		Puller: n.registry, Held: n.registry, Records: records, Names: n.registry, Log: slog.New(slog.DiscardHandler),
 	})
 	n.Expect(err).NotTo(HaveOccurred())
 	socket := filepath.Join(t.TempDir(), "front.sock")

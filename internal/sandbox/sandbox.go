@@ -200,7 +200,7 @@ func (r Runner) admit(req Request, pid int, feed *os.File) (leave func() error, 
 
 func raiseOOMScore(pid, least int) error {
 	name := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-	data, err := os.ReadFile(name) //nolint:gosec // procfs
+	data, err := os.ReadFile(name)
 	if err != nil {
 		return fmt.Errorf("read oom_score_adj: %w", err)
 	}
@@ -211,7 +211,7 @@ func raiseOOMScore(pid, least int) error {
 	if score >= least {
 		return nil
 	}
-	if err := os.WriteFile(name, []byte(strconv.Itoa(least)), 0); err != nil { //nolint:gosec // procfs
+	if err := os.WriteFile(name, []byte(strconv.Itoa(least)), 0); err != nil {
 		return fmt.Errorf("set oom_score_adj: %w", err)
 	}
 	return nil
@@ -222,7 +222,7 @@ func (r Runner) command(req Request, stdin *os.File) *exec.Cmd {
 	if exe == "" {
 		exe = "/proc/self/exe"
 	}
-	cmd := exec.Command(exe, ChildCommand) //nolint:gosec,noctx // our own binary; ctx kills it through the monitor
+	cmd := exec.Command(exe, ChildCommand) //nolint:noctx // our own binary; ctx kills it through the monitor
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + childPath, "HOME=/nonexistent"}
 	if req.Pull.TempDir != "" {
@@ -242,7 +242,7 @@ func enterNetNS(path string) error {
 	if path == "" {
 		return nil
 	}
-	ns, err := os.Open(path) //nolint:gosec // the path is CRI-O's, from the container's config.json
+	ns, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open network namespace: %w", err)
 	}

@@ -126,7 +126,7 @@ func namedNetNS(t *testing.T) string {
 	return path
 }
 
-func run(t *testing.T, ctx context.Context, req Request) (Image, error) {
+func run(ctx context.Context, t *testing.T, req Request) (Image, error) {
 	t.Helper()
 	needRoot(t)
 	return Runner{Monitor: plain{}}.Run(ctx, req)
@@ -142,7 +142,7 @@ func TestRunInThePod(t *testing.T) {
 	host, err := os.ReadFile(hostResolvConf)
 	g.Expect(err).NotTo(HaveOccurred())
 
-	image, err := run(t, t.Context(), Request{
+	image, err := run(t.Context(), t, Request{
 		Name: "c1", NetNS: namedNetNS(t), Cgroup: cgroupsPath, OOMScoreAdj: 901,
 		Pull: PullRequest{Reference: "r", ResolvConf: resolv, TempDir: "/pod/tmp"},
 	})
@@ -183,7 +183,7 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
-			_, err := run(t, t.Context(), tc.req)
+			_, err := run(t.Context(), t, tc.req)
 			g.Expect(err).To(MatchError(ContainSubstring(tc.text)))
 			g.Expect(errdefs.KindOf(err)).To(Equal(tc.kind), "%v", err)
 			g.Expect(err.Error()).NotTo(ContainSubstring("secret"))
@@ -209,7 +209,7 @@ func TestCancelKillsTheChildAndItsChildren(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := run(t, ctx, Request{Name: "c1", Cgroup: cgroupsPath, Pull: PullRequest{Reference: "hang", StoreDir: marker}})
+		_, err := run(ctx, t, Request{Name: "c1", Cgroup: cgroupsPath, Pull: PullRequest{Reference: "hang", StoreDir: marker}})
 		done <- err
 	}()
 	g.Eventually(sleeping, 5*time.Second).Should(BeTrue())

@@ -92,8 +92,10 @@ func (s *service) create(ctx context.Context, req *taskapi.CreateTaskRequest, c 
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.pod.Update(req.ID, func(r pod.Record) pod.Record { r.Pid = resp.Pid; return r })
-	return resp, err
+	if _, err := s.pod.Update(req.ID, func(r pod.Record) pod.Record { r.Pid = resp.Pid; return r }); err != nil {
+		log.G(ctx).WithError(err).Warn("the keeper will not know the container's process")
+	}
+	return resp, nil
 }
 
 // prepare gives a container its root file system and completes its spec.

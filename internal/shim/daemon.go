@@ -47,9 +47,7 @@ func runDaemon(ctx context.Context) error {
 		Type:     plugin.TTRPCPlugin,
 		ID:       "task",
 		Requires: []plugin.Type{plugin.EventPlugin, plugin.InternalPlugin},
-		InitFn: func(ic *plugin.InitContext) (any, error) {
-			return newTaskPlugin(ic)
-		},
+		InitFn:   newTaskPlugin,
 	})
 	containerdshim.RunManager(ctx, Manager{}, func(c *containerdshim.Config) { c.NoSetupLogger = true })
 	return nil
@@ -132,7 +130,5 @@ func outlive(ctx context.Context, p pod.Pod) {
 	}
 	log.G(ctx).Warn("the pod's keeper is gone: serving its socket")
 	relay := keeper.Relay{Dial: func(ctx context.Context) (net.Conn, error) { return keeper.Dial(ctx, p) }}
-	if err := relay.Serve(ctx, listener); err != nil {
-		log.G(ctx).WithError(err).Error("the pod's socket failed")
-	}
+	log.G(ctx).WithError(relay.Serve(ctx, listener)).Error("the pod's socket failed")
 }

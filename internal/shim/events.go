@@ -50,7 +50,7 @@ func (s *eventSink) oom(id string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(r.Bundle, oomFile), nil, 0o644) //nolint:gosec // CRI-O only looks whether it is there
+	return os.WriteFile(filepath.Join(r.Bundle, oomFile), nil, 0o644)
 }
 
 func (s *eventSink) exit(e *eventsapi.TaskExit) error {

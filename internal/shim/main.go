@@ -11,7 +11,9 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"syscall"
@@ -93,10 +95,14 @@ func decodeKeeperArgs(args []string) (keeperArgs, error) {
 const shimCgroup = "/husk"
 
 func leaveService() error {
-	if _, err := os.Stat("/run/systemd/system"); err != nil { // sd_booted(3)
+	_, err := os.Stat("/run/systemd/system") // sd_booted(3)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	_, err := sandbox.Join(shimCgroup, os.Getpid())
+	if err != nil {
+		return err
+	}
+	_, err = sandbox.Join(shimCgroup, os.Getpid())
 	return err
 }
 
@@ -125,7 +131,7 @@ func runKeeper(ctx context.Context, args []string) error {
 		logrus.SetLevel(logrus.DebugLevel)
 		shimArgs = append(shimArgs, "-debug")
 	}
-	cmd := exec.Command("/proc/self/exe") //nolint:gosec,noctx // our own binary, and it may outlive the keeper
+	cmd := exec.Command("/proc/self/exe") //nolint:noctx // our own binary, and it may outlive the keeper
 	cmd.Args = shimArgs
 	cmd.Env = append(os.Environ(), daemonEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}

@@ -128,7 +128,7 @@ func startKeeper(ctx context.Context, p pod.Pod, debug bool, socket *os.File) er
 		return err
 	}
 	args := keeperArgs{Pod: p, Namespace: ns, Debug: debug}
-	cmd := exec.Command("/proc/self/exe") //nolint:gosec,noctx // our own binary, and it outlives ctx
+	cmd := exec.Command("/proc/self/exe") //nolint:noctx // our own binary, and it outlives ctx
 	cmd.Args = args.encode()
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -20,6 +20,8 @@ const (
 	containersDir = "containers"
 	tempDir       = "temp"
 	storeDirMode  = 0o700
+	// rootMode is that of a container's "/", which its users enter.
+	rootMode = 0o755
 )
 
 // store is a pod's layers and the file systems on them, in a tmpfs that only the
@@ -81,7 +83,7 @@ func (s *store) mount(id string, layers []string, label string) (string, error) 
 			return "", fmt.Errorf("make the file system of container %s: %w", id, err)
 		}
 	}
-	if err := os.Chmod(upper, 0o755); err != nil { //nolint:gosec // it shows as the container's "/"
+	if err := os.Chmod(upper, rootMode); err != nil {
 		return "", fmt.Errorf("make the file system of container %s: %w", id, err)
 	}
 	if len(layers) == 0 {

@@ -73,11 +73,7 @@ func (k Keeper) Run(ctx context.Context) error {
 	defer func() { _ = alive.Close() }() // held open until here: its end tells the shim
 	dead := make(chan struct{})
 	relay := Relay{Dial: k.dial, Dead: dead}
-	go func() {
-		if err := relay.Serve(ctx, listener); err != nil {
-			log.G(ctx).WithError(err).Error("the pod's socket failed")
-		}
-	}()
+	go func() { log.G(ctx).WithError(relay.Serve(ctx, listener)).Error("the pod's socket failed") }()
 	shimErr := k.Shim.Wait()
 	if err := k.survive(ctx, dead, shimErr); err != nil {
 		return err

@@ -34,7 +34,7 @@ type Relay struct {
 	Dead <-chan struct{}
 }
 
-// Serve accepts connections until the listener is closed.
+// Serve accepts connections until the listener fails or is closed, and returns why.
 func (r Relay) Serve(ctx context.Context, l net.Listener) error {
 	peer := ttrpc.UnixSocketRequireSameUser()
 	for {

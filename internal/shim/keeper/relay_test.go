@@ -70,12 +70,14 @@ func serve(t *testing.T, path string, svc taskapi.TaskService) (stop func()) {
 type rig struct {
 	pod    pod.Pod
 	client taskapi.TaskService
-	conn   net.Conn
 	dead   chan struct{}
+	// stop kills the service, if there is one.
+	stop func()
 }
 
-// newRig starts a relay in front of the pod's task socket and connects to it.
-func newRig(t *testing.T) rig {
+// newRig starts a task service, unless it is nil, and a relay in front of it, and
+// connects to the relay.
+func newRig(t *testing.T, svc taskapi.TaskService) rig {
 	t.Helper()
 	p, err := pod.New(t.TempDir(), "p")
 	if err != nil {
@@ -83,6 +85,10 @@ func newRig(t *testing.T) rig {
 	}
 	if err := p.Create(); err != nil {
 		t.Fatal(err)
+	}
+	stop := func() {}
+	if svc != nil {
+		stop = serve(t, p.TaskSocket(), svc)
 	}
 	dead := make(chan struct{})
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", p.Socket())
@@ -97,14 +103,13 @@ func newRig(t *testing.T) rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return rig{p, taskapi.NewTaskClient(ttrpc.NewClient(conn)), conn, dead}
+	return rig{p, taskapi.NewTaskClient(ttrpc.NewClient(conn)), dead, stop}
 }
 
 func TestRelayPassesOn(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	r := newRig(t)
-	serve(t, r.pod.TaskSocket(), &slow{})
+	r := newRig(t, &slow{})
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -119,9 +124,8 @@ func TestRelayPassesOn(t *testing.T) {
 func TestConnectionsOutliveTheService(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	r := newRig(t)
 	first := &slow{}
-	stop := serve(t, r.pod.TaskSocket(), first)
+	r := newRig(t, first)
 	g.Expect(r.pod.Put(pod.Record{ID: "c1", Bundle: "/b", Stdout: "/fifo"})).To(Succeed())
 
 	waited := make(chan uint32, 3)
@@ -132,8 +136,8 @@ func TestConnectionsOutliveTheService(t *testing.T) {
 			waited <- resp.ExitStatus
 		}()
 	}
-	g.Eventually(first.waiting).Should(Equal(3))
-	stop()
+	g.Eventually(first.waiting, 5*time.Second).Should(Equal(3))
+	r.stop()
 	g.Consistently(waited, "50ms").ShouldNot(Receive())
 
 	empty := make(chan struct{})
@@ -170,7 +174,7 @@ func TestConnectionsOutliveTheService(t *testing.T) {
 func TestAfterlifeKeepsEarlierExits(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	r := newRig(t)
+	r := newRig(t, nil)
 	exited := time.Now().Add(-time.Hour)
 	g.Expect(r.pod.Put(pod.Record{ID: "init"}.Exited(exited, 0))).To(Succeed())
 	a := &afterlife{pod: r.pod, died: time.Now()}
@@ -196,8 +200,7 @@ func TestHostileFrames(t *testing.T) {
 	g.Expect(err).To(HaveOccurred())
 
 	// A client that sends one loses its connection, and only that.
-	r := newRig(t)
-	serve(t, r.pod.TaskSocket(), &slow{})
+	r := newRig(t, &slow{})
 	bad, err := (&net.Dialer{}).DialContext(t.Context(), "unix", r.pod.Socket())
 	g.Expect(err).NotTo(HaveOccurred())
 	binary.BigEndian.PutUint32(header, 1<<31)
@@ -213,7 +216,7 @@ func TestHostileFrames(t *testing.T) {
 func TestNobodyAtTheTaskSocket(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	r := newRig(t)
+	r := newRig(t, nil)
 	_, err := r.client.State(t.Context(), &taskapi.StateRequest{ID: "c1"})
 	g.Expect(err).To(MatchError(ttrpc.ErrClosed))
 }

@@ -144,7 +144,7 @@ func TestDestroyNamesTheContainer(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	script := filepath.Join(t.TempDir(), "runtime")
-	g.Expect(os.WriteFile(script, []byte("#!/bin/sh\necho $* >$0.args; echo no such thing >&2; exit 1\n"), 0o700)).To(Succeed()) //nolint:gosec // a program
+	g.Expect(os.WriteFile(script, []byte("#!/bin/sh\necho $* >$0.args; echo no such thing >&2; exit 1\n"), 0o700)).To(Succeed())
 	r := pod.Record{ID: "c1", Runtime: script, RuntimeRoot: "/root dir"}
 	g.Expect(r.Destroy(t.Context())).To(MatchError(And(ContainSubstring("c1"), ContainSubstring("no such thing"))))
 	g.Expect(os.ReadFile(script + ".args")).To(Equal([]byte("--root /root dir delete --force c1\n")))

@@ -63,7 +63,7 @@ func (r Record) Destroy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
 	defer cancel()
 	var errs []error
-	cmd := exec.CommandContext(ctx, r.Runtime, "--root", r.RuntimeRoot, "delete", "--force", r.ID) //nolint:gosec // the runtime the operator configured
+	cmd := exec.CommandContext(ctx, r.Runtime, "--root", r.RuntimeRoot, "delete", "--force", r.ID)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		errs = append(errs, fmt.Errorf("delete container %s: %w: %.500s", r.ID, err, out))
 	}
@@ -80,7 +80,7 @@ func (r Record) AnnounceExit() error {
 	if r.ExitsDir == "" {
 		return nil
 	}
-	err := os.WriteFile(filepath.Join(r.ExitsDir, r.ID), []byte("Exited"), 0o644) //nolint:gosec // as CRI-O writes it
+	err := os.WriteFile(filepath.Join(r.ExitsDir, r.ID), []byte("Exited"), 0o644)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // another directory is configured, or CRI-O is gone
 	}

@@ -1,0 +1,93 @@
+package shim
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// runtime is a program that every machine has, in the place of an OCI runtime.
+const someRuntime = "/bin/sh"
+
+func writeConfig(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "shim.toml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfigDefaults(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	c, err := LoadConfig(writeConfig(t, `runtime = "sh"`))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(filepath.IsAbs(c.Runtime)).To(BeTrue(), c.Runtime)
+	g.Expect(c.RuntimeRoot).To(Equal("/run/husk/runc"))
+	g.Expect(c.StoreSize).To(Equal("50%"))
+	g.Expect(c.ExitsDir).To(Equal("/var/run/crio/exits"))
+	g.Expect(time.Duration(c.PullTimeout)).To(Equal(10 * time.Minute))
+	g.Expect([]string{c.KeysDir, c.AuthFile, c.Policy, c.RegistriesConf, c.CertsDir}).To(HaveEach(""))
+}
+
+func TestConfigFields(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	c, err := LoadConfig(writeConfig(t, `
+runtime = "/bin/sh"
+runtime_root = "/a"
+store_size = "512m"
+keys_dir = "/b"
+auth_file = "/c"
+policy = "/d"
+registries_conf = "/e"
+registries_conf_dir = "/f"
+registries_d = "/g"
+certs_dir = "/h"
+pull_timeout = "90s"
+exits_dir = "/i"
+`))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(c).To(Equal(Config{
+		Runtime: "/bin/sh", RuntimeRoot: "/a", StoreSize: "512m", KeysDir: "/b", AuthFile: "/c", Policy: "/d",
+		RegistriesConf: "/e", RegistriesConfDir: "/f", RegistriesD: "/g", CertsDir: "/h",
+		PullTimeout: duration(90 * time.Second), ExitsDir: "/i",
+	}))
+}
+
+func TestConfigRefuses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ content, text string }{
+		"unknown key":   {`runtime_rot = "/x"`, "runtime_rot"},
+		"unknown table": {"[shim]\nruntime = 'x'", "shim.runtime"},
+		"not TOML":      {`runtime = `, ""},
+		"wrong type":    {`store_size = 5`, "store_size"},
+		"size":          {`store_size = "5m,uid=0"`, "store_size"},
+		"no size":       {`store_size = "0"`, "store_size"},
+		"relative":      {`keys_dir = "keys"`, "keys_dir"},
+		"no runtime":    {`runtime = "no-such-runtime-here"`, "runtime"},
+		"timeout":       {`pull_timeout = "10"`, "missing unit"},
+		"negative":      {`pull_timeout = "-1s"`, "negative"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			_, err := LoadConfig(writeConfig(t, "\n"+tc.content))
+			g.Expect(err).To(MatchError(ContainSubstring(tc.text)))
+			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InvalidArgument))
+		})
+	}
+}
+
+func TestConfigFileMustExist(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	_, err := LoadConfig("/no/such/shim.toml")
+	g.Expect(err).To(MatchError(ContainSubstring("/no/such/shim.toml")))
+}

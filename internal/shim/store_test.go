@@ -1,0 +1,86 @@
+package shim
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
+)
+
+// insideEnv names a store's directory to a test that runs in a mount namespace of its own.
+const insideEnv = "HUSK_TEST_STORE"
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	g := NewWithT(t)
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestStoreInside$", "-test.v")
+	cmd.Env = append(os.Environ(), insideEnv+"="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	g.Expect(err).NotTo(HaveOccurred(), "%s", out)
+	g.Expect(string(out)).To(ContainSubstring("--- PASS: TestStoreInside"))
+	entries, err := os.ReadDir(dir)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(entries).To(BeEmpty(), "the host sees an empty directory")
+}
+
+func TestStoreInside(t *testing.T) {
+	dir := os.Getenv(insideEnv)
+	if dir == "" {
+		t.Skip("run by TestStore")
+	}
+	g := NewWithT(t)
+	g.Expect(unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")).To(Succeed())
+	st := newStore(dir)
+	g.Expect(st.open("16m")).To(Succeed())
+	g.Expect(st.open("16m")).To(Succeed())
+	var fs unix.Statfs_t
+	g.Expect(unix.Statfs(dir, &fs)).To(Succeed())
+	g.Expect(int64(fs.Blocks) * fs.Bsize).To(Equal(int64(16 << 20)))
+
+	// More layers than fit into mount(2)'s page by their full paths.
+	var layers []string
+	for i := range 127 {
+		layer := filepath.Join(st.images(), "layers", fmt.Sprintf("%064d", i))
+		g.Expect(os.MkdirAll(layer, 0o700)).To(Succeed())
+		g.Expect(os.WriteFile(filepath.Join(layer, "top"), fmt.Append(nil, i), 0o600)).To(Succeed())
+		layers = append(layers, layer)
+	}
+	rootfs, err := st.mount("c1", layers, "")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(os.ReadFile(filepath.Join(rootfs, "top"))).To(Equal([]byte("126")), "the last layer is the uppermost")
+	g.Expect(os.WriteFile(filepath.Join(rootfs, "top"), []byte("c1"), 0o600)).To(Succeed())
+	info, err := os.Stat(rootfs)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(info.Mode().Perm()).To(Equal(os.FileMode(0o755)), "users of the container enter it")
+
+	other, err := st.mount("c2", layers, "")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(os.ReadFile(filepath.Join(other, "top"))).To(Equal([]byte("126")), "what a container writes is its own")
+	scratch, err := st.mount("c3", nil, "")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(os.ReadDir(scratch)).To(BeEmpty())
+	_, err = st.mount("c3", nil, "")
+	g.Expect(err).To(MatchError(ContainSubstring("c3")))
+
+	for _, id := range []string{"c1", "c2", "c3", "c3", "unknown"} {
+		g.Expect(st.remove(id)).To(Succeed())
+	}
+	g.Expect(os.ReadDir(filepath.Join(dir, containersDir))).To(BeEmpty())
+	g.Expect(st.close()).To(Succeed())
+	g.Expect(st.close()).To(Succeed())
+}
