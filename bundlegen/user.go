@@ -134,19 +134,6 @@ func requestID(field string, id int64) (uint32, error) {
 	return uint32(id), nil
 }
 
-// ImageUser returns what a CRI ImageStatus reports as the image's user: the uid if it
-// is a number, else the name, without the group. Both are zero for an image without a user.
-func ImageUser(image imgspec.ImageConfig) (uid *int64, name string) {
-	user, _, _ := strings.Cut(image.User, ":")
-	if user == "" {
-		return nil, ""
-	}
-	if id, err := strconv.ParseInt(user, 10, 64); err == nil {
-		return &id, ""
-	}
-	return nil, user
-}
-
 // NeedsLookup reports whether u names a user or a group that only the image's own
 // files can resolve. A primary group by name does not count when Group replaces it.
 func (u User) NeedsLookup() bool {

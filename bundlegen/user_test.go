@@ -82,34 +82,6 @@ func TestEffectiveUserRefuses(t *testing.T) {
 	}
 }
 
-func TestImageUser(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		user string
-		uid  *int64
-		name string
-	}{
-		{"", nil, ""},
-		{":staff", nil, ""},
-		{"0", ptr(int64(0)), ""},
-		{"1000", ptr(int64(1000)), ""},
-		{"1000:1001", ptr(int64(1000)), ""},
-		{"1000:staff", ptr(int64(1000)), ""},
-		{"web", nil, "web"},
-		{"web:staff", nil, "web"},
-		{"root", nil, "root"},
-		{"1000x", nil, "1000x"},
-	} {
-		t.Run(tc.user, func(t *testing.T) {
-			t.Parallel()
-			g := NewWithT(t)
-			uid, name := ImageUser(imgspec.ImageConfig{User: tc.user})
-			g.Expect(uid).To(Equal(tc.uid))
-			g.Expect(name).To(Equal(tc.name))
-		})
-	}
-}
-
 func TestNeedsLookup(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

@@ -70,6 +70,9 @@ func TestUser(t *testing.T) {
 		"web:staff": {Username: "web"},
 		"0":         {Uid: &cri.Int64Value{Value: 0}},
 		"1000:50":   {Uid: &cri.Int64Value{Value: 1000}},
+		"7:staff":   {Uid: &cri.Int64Value{Value: 7}},
+		"root":      {Username: "root"},
+		"1000x":     {Username: "1000x"},
 	} {
 		got := Image(record("1", "c", user), "husk")
 		NewWithT(t).Expect(got.Username).To(Equal(want.Username), user)

@@ -25,13 +25,16 @@ teardown() {
 	show_logs_on_failure
 }
 
-# refused CODE REFERENCE [FLAG OF crictl pull...]: the pull for the husk pod fails with that gRPC code and names the
-# reference; the store is as it was, and no layer was asked for by anyone.
+# refused CODE REFERENCE [FLAG OF crictl pull...]: the pull for the husk pod fails with that gRPC code, or with the
+# sentinel that kubelet looks for where it looks for it, and names the reference; the store is as it was.
 refused() {
 	local code=$1 ref=$2
 	shift 2
 	run ! pull_image "$ref" guest "$@"
-	assert_contains "$output" "code = $code"
+	case $code in
+	RegistryUnavailable | SignatureValidationFailed) assert_contains "$output" "pulling image: $code: " ;; # nothing in front
+	*) assert_contains "$output" "pulling image: rpc error: code = $code desc = " ;;
+	esac
 	assert_contains "$output" "$ref"
 	refute_contains "$output" "$PASSWORD"
 	refute_contains "$output" "$WRONG"
@@ -65,8 +68,7 @@ blob() {
 
 @test "registry down" {
 	registry_stop
-	refused Unavailable "$REGISTRY/busybox:latest"
-	assert_contains "$output" "RegistryUnavailable"
+	refused RegistryUnavailable "$REGISTRY/busybox:latest"
 	registry_start
 	pull_image "$REGISTRY/busybox:latest" guest
 	cri rmi --runtime-handler husk "$REGISTRY/busybox:latest"
@@ -127,8 +129,7 @@ lying_registry() {
 @test "policy that rejects: at the pull, by namespace" {
 	pod_json locked '.metadata.namespace = "locked"' >/dev/null
 	run ! pull_image "$REGISTRY/busybox:latest" locked --runtime-handler husk
-	assert_contains "$output" "code = PermissionDenied"
-	assert_contains "$output" "SignatureValidationFailed"
+	assert_contains "$output" "pulling image: SignatureValidationFailed: "
 	assert_contains "$output" "$REGISTRY/busybox:latest"
 	assert_eq "$(stock images -q | sort)" "$IMAGES_BEFORE"
 }

@@ -77,3 +77,17 @@ teardown() {
 	jq -se --arg ctr "$ctr" --arg pinned "$pinned" 'map(.containersStatuses[]? | select(.id == $ctr)) |
 		length > 0 and all(.imageRef == $pinned and .image.image != "")' "$BATS_TEST_TMPDIR/events"
 }
+
+@test "a pod cannot claim another handler than it runs under" {
+	local ref pod file claim='.labels = {"io.kubernetes.cri-o.RuntimeHandler": "runc"}'
+	ref=$(push_image claim:1 --layer /a=claim)
+	run ! run_pod claim husk "$claim"
+	assert_contains "$output" "must not set the label"
+	# CRI-O itself believes the label; a pod that it made is not pulled for on the host all the same.
+	file=$(pod_json claim "$claim")
+	pod=$(stock runp -r husk "$file")
+	run ! pull_image "$ref" claim
+	assert_contains "$output" "must not set the label"
+	refute_contains "$(stock images -o json)" "$ref"
+	stock rmp -f "$pod"
+}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/status"
 )
 
 func inspectCommand() *cli.Command {
@@ -24,12 +25,12 @@ func inspectCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			records, err := n.find(c.Context, name)
+			found, err := n.find(c.Context, name)
 			if err != nil {
 				return err
 			}
-			views := make([]imageView, 0, len(records))
-			for _, r := range records {
+			views := make([]imageView, 0, len(found.Records))
+			for _, r := range found.Records {
 				v := newImageView(r)
 				v.Config = &r.Image
 				views = append(views, v)
@@ -39,33 +40,42 @@ func inspectCommand() *cli.Command {
 	}
 }
 
-// find returns the records that name stands for: an image ID, a record's storage
-// ID, or a reference.
-func (n *node) find(ctx context.Context, name string) ([]imageref.Record, error) {
+// find returns what name stands for: an image ID or a prefix of one, as images
+// prints it; a record's storage ID; or a reference.
+func (n *node) find(ctx context.Context, name string) (status.Match, error) {
 	if id, err := imageref.ParseImageID(name); err == nil {
 		records, err := n.store.ByImageID(ctx, id)
 		if !errdefs.Is(err, errdefs.NotFound) {
-			return records, err
+			return status.Match{Records: records}, err
 		}
 	}
 	if id, err := imageref.ParseStorageID(name); err == nil {
 		record, err := n.store.Get(ctx, id)
-		return []imageref.Record{record}, err
+		return status.Match{Records: []imageref.Record{record}}, err
+	}
+	if q := status.NewQuery(name, nil); q.IsIDPrefix() {
+		records, err := n.store.List(ctx)
+		if err != nil {
+			return status.Match{}, err
+		}
+		if match := status.Resolve(records, q); len(match.Records) > 0 {
+			return match, nil
+		}
 	}
 	refs, err := n.source.Resolve(ctx, name)
 	if err != nil {
-		return nil, err
+		return status.Match{}, err
 	}
 	var missing error
 	for _, ref := range refs {
 		record, err := n.store.ByReference(ctx, ref)
 		if err == nil {
-			return []imageref.Record{record}, nil
+			return status.Match{Records: []imageref.Record{record}, By: ref}, nil
 		}
 		if !errdefs.Is(err, errdefs.NotFound) {
-			return nil, err
+			return status.Match{}, err
 		}
 		missing = errors.Join(missing, err)
 	}
-	return nil, missing
+	return status.Match{}, missing
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 )
 
@@ -14,6 +15,11 @@ import (
 var version = "dev"
 
 func main() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		// Forwarding is short work between two processes: waking a second thread for
+		// each hand-over costs more than it gains (docs/adr/0007-forwarding.md).
+		runtime.GOMAXPROCS(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := newApp().RunContext(ctx, os.Args); err != nil {

@@ -73,9 +73,9 @@ func printJSON(w io.Writer, v any) error {
 
 // humanBytes prints a size the way podman and crictl do: decimal units.
 func humanBytes(n int64) string {
-	units := []string{"B", "kB", "MB", "GB", "TB"}
+	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
 	value, at := float64(n), 0
-	for value >= 1000 && at < len(units)-1 {
+	for value >= 999.5 && at < len(units)-1 { // what would print as 1e+03
 		value /= 1000
 		at++
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -32,7 +31,7 @@ func pullCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			credentials, err := readCredentials(c, os.Stdin)
+			credentials, err := readCredentials(c)
 			if err != nil {
 				return err
 			}
@@ -57,7 +56,7 @@ func pullCommand() *cli.Command {
 
 // readCredentials never takes a password from the command line, where every user
 // of the machine could read it.
-func readCredentials(c *cli.Context, stdin io.Reader) (manifestonly.Credentials, error) {
+func readCredentials(c *cli.Context) (manifestonly.Credentials, error) {
 	user := c.String("username")
 	if (user != "") != c.Bool("password-stdin") {
 		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "--username and --password-stdin go together")
@@ -65,9 +64,12 @@ func readCredentials(c *cli.Context, stdin io.Reader) (manifestonly.Credentials,
 	if user == "" {
 		return manifestonly.Credentials{}, nil
 	}
-	line, err := bufio.NewReader(io.LimitReader(stdin, maxPassword)).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(c.App.Reader, maxPassword+1)).ReadString('\n')
 	if err != nil && line == "" {
 		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "no password on standard input")
+	}
+	if len(line) > maxPassword {
+		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "the password is over %d bytes", maxPassword)
 	}
 	return manifestonly.Credentials{Username: user, Password: strings.TrimRight(line, "\r\n")}, nil
 }

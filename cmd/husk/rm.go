@@ -4,9 +4,6 @@ import (
 	"fmt"
 
 	"github.com/urfave/cli/v2"
-
-	"github.com/husk-cri/husk/pkg/errdefs"
-	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 func rmCommand() *cli.Command {
@@ -35,28 +32,17 @@ func rmCommand() *cli.Command {
 }
 
 func (n *node) remove(c *cli.Context, name string) error {
-	records, err := n.find(c.Context, name)
+	found, err := n.find(c.Context, name)
 	if err != nil {
 		return err
 	}
-	if _, err := imageref.ParseImageID(name); err == nil {
-		for _, r := range records {
-			if err := n.store.Remove(c.Context, r.StorageID); err != nil {
-				return err
-			}
-		}
-		return nil
+	if !found.By.IsZero() {
+		return n.store.RemoveReference(c.Context, found.By)
 	}
-	refs, err := n.source.Resolve(c.Context, name)
-	if err != nil {
-		return err
-	}
-	// find has shown that one of them is there; the first that is, it is.
-	for _, ref := range refs {
-		err := n.store.RemoveReference(c.Context, ref)
-		if !errdefs.Is(err, errdefs.NotFound) {
+	for _, r := range found.Records {
+		if err := n.store.Remove(c.Context, r.StorageID); err != nil {
 			return err
 		}
 	}
-	return errdefs.Newf(errdefs.NotFound, "remove "+name, "no such reference")
+	return nil
 }

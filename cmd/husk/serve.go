@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/internal/crioconf"
 	"github.com/husk-cri/husk/internal/front"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
@@ -49,6 +51,9 @@ func serve(c *cli.Context) (err error) {
 	if err := checkSockets(n.config, backend); err != nil {
 		return err
 	}
+	if err := checkHandlers(n.config, n.crio); err != nil {
+		return err
+	}
 	repaired, err := n.store.Repair(c.Context)
 	if err != nil {
 		return err
@@ -81,13 +86,41 @@ func serve(c *cli.Context) (err error) {
 	return server.Serve(c.Context, listener)
 }
 
-// checkSockets refuses the one mistake that looks like it works: husk in front of itself.
+// checkSockets refuses the one mistake that looks like it works: husk in front of
+// itself. /var/run/crio and /run/crio are one directory on most nodes.
 func checkSockets(conf config.Config, backend string) error {
-	if filepath.Clean(backend) != filepath.Clean(conf.Listen) {
+	if realPath(backend) != realPath(conf.Listen) {
 		return nil
 	}
 	return errdefs.Newf(errdefs.InvalidArgument, "serve",
 		"husk and CRI-O both listen on %s: set listen in [crio.api] of crio.conf to another socket", conf.Listen)
+}
+
+// realPath returns path without symlinks in the part of its directory that exists.
+func realPath(path string) string {
+	dir, rest := filepath.Split(filepath.Clean(path))
+	for {
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			return filepath.Join(real, rest)
+		}
+		parent := filepath.Dir(filepath.Clean(dir))
+		if parent == filepath.Clean(dir) {
+			return filepath.Clean(path)
+		}
+		rest = filepath.Join(filepath.Base(dir), rest)
+		dir = parent
+	}
+}
+
+// checkHandlers refuses handlers that CRI-O does not have: every pull or presence
+// check that falls back on one would fail.
+func checkHandlers(conf config.Config, crio crioconf.Config) error {
+	for key, name := range map[string]string{"default_handler": conf.DefaultHandler, "assume_handler": conf.AssumeHandler} {
+		if _, ok := crio.Handlers[name]; name != "" && !ok {
+			return errdefs.Newf(errdefs.InvalidArgument, "serve", "%s names %q, which is no runtime handler of crio.conf", key, name)
+		}
+	}
+	return nil
 }
 
 // listen takes the socket over from a husk that is gone. One that still answers keeps it.
@@ -95,13 +128,8 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "unix", path)
-	if err == nil {
-		_ = conn.Close()
-		return nil, errdefs.Newf(errdefs.InUse, "listen on "+path, "another process answers there")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove stale socket: %w", err)
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
@@ -111,4 +139,30 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("listen: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// removeStale removes a socket on which nobody listens any more, and nothing else.
+func removeStale(ctx context.Context, path string) error {
+	op := "listen on " + path
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return errdefs.New(errdefs.Internal, op, err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return errdefs.Newf(errdefs.InvalidArgument, op, "there is a file that is no socket")
+	}
+	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return errdefs.Newf(errdefs.InUse, op, "another process answers there")
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) { // busy, perhaps: not known to be dead
+		return errdefs.New(errdefs.InUse, op, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove stale socket: %w", err)
+	}
+	return nil
 }

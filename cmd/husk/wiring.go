@@ -33,15 +33,15 @@ func openNode(c *cli.Context) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	crio, err := crioconf.Load(conf.CrioConfig, conf.CrioConfigDir)
+	system, err := systemStorage()
 	if err != nil {
 		return nil, err
 	}
-	options, err := storeOptions(crio.Storage)
+	crio, err := crioconf.Load(conf.CrioConfig, conf.CrioConfigDir, system)
 	if err != nil {
 		return nil, err
 	}
-	store, err := cstore.Open(options)
+	store, err := cstore.Open(storeOptions(crio.Storage))
 	if err != nil {
 		return nil, err
 	}
@@ -56,32 +56,22 @@ func openNode(c *cli.Context) (*node, error) {
 	})}, nil
 }
 
-// storeOptions fills what crio.conf leaves open from storage.conf, as CRI-O does.
-func storeOptions(s crioconf.Storage) (cstore.Options, error) {
+// systemStorage is what storage.conf says; CRI-O starts from it too.
+func systemStorage() (crioconf.Storage, error) {
 	system, err := storage.DefaultStoreOptions()
 	if err != nil {
-		return cstore.Options{}, fmt.Errorf("read storage.conf: %w", err)
+		return crioconf.Storage{}, fmt.Errorf("read storage.conf: %w", err)
 	}
-	options := cstore.Options{
+	return crioconf.Storage{
+		Root: system.GraphRoot, RunRoot: system.RunRoot, ImageStore: system.ImageStore,
+		Driver: system.GraphDriverName, Options: system.GraphDriverOptions,
+	}, nil
+}
+
+func storeOptions(s crioconf.Storage) cstore.Options {
+	return cstore.Options{
 		GraphRoot: s.Root, RunRoot: s.RunRoot, ImageStore: s.ImageStore, Driver: s.Driver, DriverOptions: s.Options,
 	}
-	for _, field := range []struct {
-		value     *string
-		otherwise string
-	}{
-		{&options.GraphRoot, system.GraphRoot},
-		{&options.RunRoot, system.RunRoot},
-		{&options.ImageStore, system.ImageStore},
-		{&options.Driver, system.GraphDriverName},
-	} {
-		if *field.value == "" {
-			*field.value = field.otherwise
-		}
-	}
-	if len(options.DriverOptions) == 0 {
-		options.DriverOptions = system.GraphDriverOptions
-	}
-	return options, nil
 }
 
 // Pull implements front.Puller.

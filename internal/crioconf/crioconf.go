@@ -1,7 +1,8 @@
 // Package crioconf reads the parts of CRI-O's configuration that Husk must agree
 // with: crio.conf and its drop-ins, merged exactly as CRI-O 1.34 merges them
 // (pkg/config, UpdateFromFile and UpdateFromPath). Nothing that crio.conf says is
-// configured a second time in Husk.
+// configured a second time in Husk. What CRI-O is told by flags or CONTAINER_*
+// variables of its own, which win over the files, cannot be seen from here.
 package crioconf
 
 import (
@@ -53,8 +54,7 @@ type Config struct {
 	Image Image
 }
 
-// Storage says where containers/storage lives. An empty field takes the value of
-// storage.conf, as it does in CRI-O.
+// Storage says where containers/storage lives.
 type Storage struct {
 	Root       string
 	RunRoot    string
@@ -127,14 +127,21 @@ type handler struct {
 	Type       string `toml:"runtime_type"`
 	ConfigPath string `toml:"runtime_config_path"`
 	PullImage  bool   `toml:"runtime_pull_image"`
+	Inherit    bool   `toml:"inherit_default_runtime"`
 }
 
 // Load reads path, then every file below dir in lexical order. A missing dir is
 // an empty one; a missing path is too when it is [DefaultFile], as for CRI-O.
-func Load(path, dir string) (Config, error) {
+// system is what storage.conf says: it holds where crio.conf says nothing, and its
+// options come before those of crio.conf.
+func Load(path, dir string, system Storage) (Config, error) {
 	f := new(file)
+	f.Crio.Root, f.Crio.RunRoot, f.Crio.ImageStore = system.Root, system.RunRoot, system.ImageStore
+	f.Crio.StorageDriver, f.Crio.StorageOption = system.Driver, system.Options
 	f.Crio.API.Listen = defaultListen
 	f.Crio.Runtime.DefaultRuntime = defaultRuntime
+	// Built into CRI-O: there without any file, and next to those that files add.
+	f.Crio.Runtime.Runtimes = map[string]*handler{defaultRuntime: {}}
 	f.Crio.Image.SignaturePolicyDir = defaultPolicyDir
 	f.Crio.Image.ImageVolumes = defaultImageVolumes
 
@@ -150,7 +157,22 @@ func Load(path, dir string) (Config, error) {
 			return Config{}, err
 		}
 	}
+	f.inherit()
 	return f.config(), nil
+}
+
+// inherit gives handlers with inherit_default_runtime what CRI-O gives them. What
+// they say of pulling is their own.
+func (f *file) inherit() {
+	if f.Crio.Runtime.DefaultRuntime == "" {
+		f.Crio.Runtime.DefaultRuntime = defaultRuntime
+	}
+	from := f.Crio.Runtime.Runtimes[f.Crio.Runtime.DefaultRuntime]
+	for _, h := range f.Crio.Runtime.Runtimes {
+		if h.Inherit && from != nil {
+			h.Path, h.Type, h.ConfigPath = from.Path, from.Type, from.ConfigPath
+		}
+	}
 }
 
 // dropIns lists the regular files below dir in the order CRI-O reads them.

@@ -63,9 +63,12 @@ default_runtime = "kata"
 runtime_type = "oci"
 `,
 	})
-	c, err := Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "d"))
+	system := Storage{Root: "/system", RunRoot: "/system-run", ImageStore: "/images", Driver: "vfs", Options: []string{"s=0", "b=2"}}
+	c, err := Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "d"), system)
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(c.Storage).To(Equal(Storage{Root: "/r", RunRoot: "/rr", Driver: "overlay", Options: []string{"b=2", "c=3", "a=1"}}))
+	g.Expect(c.Storage).To(Equal(Storage{
+		Root: "/r", RunRoot: "/rr", ImageStore: "/images", Driver: "overlay", Options: []string{"s=0", "b=2", "c=3", "a=1"},
+	}))
 	g.Expect(c.Listen).To(Equal("/run/crio/crio-backend.sock"))
 	g.Expect(c.DefaultRuntime).To(Equal("kata"))
 	g.Expect(c.Handlers["runc"]).To(Equal(Handler{Type: "oci"}), "a handler named again is replaced whole")
@@ -75,6 +78,48 @@ runtime_type = "oci"
 	g.Expect(c.Image.GlobalAuthFile).To(Equal("/auth.json"))
 	g.Expect(c.Image.SignaturePolicyDir).To(Equal("/etc/crio/policies"))
 	g.Expect(c.Image.ImageVolumes).To(Equal("mkdir"))
+}
+
+// A node whose only file is Husk's drop-in runs everything else by CRI-O's built-in
+// handler, and keeps its storage where storage.conf says.
+func TestLoadKnowsTheBuiltInRuntime(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"nothing said":    "",
+		"empty default":   "[crio.runtime]\ndefault_runtime = \"\"\n",
+		"another handler": "[crio.runtime.runtimes.runc]\nruntime_path = \"/usr/bin/runc\"\n",
+	} {
+		g := NewWithT(t)
+		dir := write(t, map[string]string{"crio.conf": text})
+		c, err := Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "none"), Storage{Root: "/r"})
+		g.Expect(err).NotTo(HaveOccurred(), name)
+		g.Expect(c.DefaultRuntime).To(Equal("crun"), name)
+		g.Expect(c.Handlers).To(HaveKeyWithValue("crun", Handler{}), name)
+		g.Expect(c.Storage.Root).To(Equal("/r"), name)
+		g.Expect(c.Listen).To(Equal("/var/run/crio/crio.sock"), name)
+	}
+}
+
+func TestHandlersInheritTheDefaultRuntime(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := write(t, map[string]string{"crio.conf": `
+[crio.runtime]
+default_runtime = "kata"
+[crio.runtime.runtimes.kata]
+runtime_path = "/usr/bin/containerd-shim-kata-v2"
+runtime_type = "vm"
+runtime_config_path = "/etc/kata.toml"
+[crio.runtime.runtimes.guest]
+inherit_default_runtime = true
+runtime_pull_image = true
+`})
+	c, err := Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "none"), Storage{})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(c.Handlers["guest"]).To(Equal(Handler{
+		Path: "/usr/bin/containerd-shim-kata-v2", Type: "vm", ConfigPath: "/etc/kata.toml", PullImage: true,
+	}))
+	g.Expect(c.GuestPullHandlers()).To(Equal([]string{"guest"}), "the default itself does not pull in the guest")
 }
 
 func TestGuestPullNeedsTheVMType(t *testing.T) {
@@ -100,7 +145,7 @@ func TestLoadRefuses(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
 			dir := write(t, tc.files)
-			_, err := Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "none"))
+			_, err := Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "none"), Storage{})
 			g.Expect(err).To(MatchError(ContainSubstring(tc.want)))
 		})
 	}

@@ -131,6 +131,8 @@ func TestCreateContainerRefusals(t *testing.T) {
 	lost, _ := n.sandbox("lost", "gone-from-crio-conf")
 	forger, config := n.sandbox("forger", "husk")
 	config.Annotations["io.kubernetes.cri-o.RuntimeHandler"] = "runc"
+	labelled, config := n.sandbox("labelled", "husk")
+	config.Labels["io.kubernetes.cri-o.RuntimeHandler"] = "runc"
 
 	for _, c := range []struct {
 		name, sandbox, image, says string
@@ -143,7 +145,9 @@ func TestCreateContainerRefusals(t *testing.T) {
 		{"ordinary pod, storage ID", runc, rec.StorageID.String(), "no layers", codes.NotFound},
 		{"ordinary pod, image ID", runc, id, "not known", codes.Unknown}, // CRI-O's answer
 		{"handler unknown to husk", lost, id, "gone-from-crio-conf", codes.InvalidArgument},
-		{"pod that claims a handler", forger, id, "must not set", codes.InvalidArgument},
+		{"ordinary pod, prefix of a storage ID", runc, rec.StorageID.String()[:12], "no layers", codes.NotFound},
+		{"pod that claims a handler", forger, id, "must not set the annotation", codes.InvalidArgument},
+		{"pod that claims a handler by label", labelled, id, "must not set the label", codes.InvalidArgument},
 		{"no such sandbox", "none", id, "could not find pod", codes.NotFound},
 	} {
 		_, err := n.create(t, c.sandbox, &cri.ImageSpec{Image: c.image})
@@ -158,6 +162,40 @@ func TestCreateContainerRefusals(t *testing.T) {
 		n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
 	}
 	n.Expect(n.crio.created).To(BeEmpty())
+}
+
+// TestPodsCannotSpeakForCRIO: front and shim believe these keys of a sandbox's spec.
+func TestPodsCannotSpeakForCRIO(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, front.Config{})
+	run := func(handler string, notes, labels map[string]string) error {
+		_, err := n.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{
+			RuntimeHandler: handler, Config: &cri.PodSandboxConfig{Annotations: notes, Labels: labels},
+		})
+		return err
+	}
+	const forwarded = codes.Unimplemented // what the fake says
+	for _, key := range []string{
+		"io.kubernetes.cri-o.RuntimeHandler", annotations.CRIOSandboxID, annotations.CRIOContainerType,
+		annotations.CRIOResolvPath, annotations.CRIOImageName,
+	} {
+		forged := map[string]string{key: "x"}
+		for _, err := range []error{run("husk", forged, nil), run("husk", nil, forged)} {
+			n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument), key)
+			n.Expect(err).To(MatchError(ContainSubstring(key)))
+		}
+		for _, ordinary := range []string{"runc", "", "not known here"} {
+			n.Expect(status.Code(run(ordinary, forged, forged))).To(Equal(forwarded), ordinary)
+		}
+	}
+	n.Expect(status.Code(run("husk", podAnnotations(), map[string]string{"app": "web"}))).To(Equal(forwarded))
+
+	// A sandbox made before husk, or beside it: its pull is never CRI-O's.
+	_, config := n.sandbox("labelled", "husk")
+	config.Labels["io.kubernetes.cri-o.RuntimeHandler"] = "runc"
+	_, err := n.PullImage(t.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: appImage}, SandboxConfig: config})
+	n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
+	n.Expect(n.crio.pulled).To(BeEmpty())
 }
 
 // TestTwinsOfOneConfig: an encrypted and a plain image have one image ID.
@@ -260,7 +298,7 @@ func TestPullErrorsAndLimits(t *testing.T) {
 		return err
 	}
 	err := pull(t.Context())
-	n.Expect(status.Code(err)).To(Equal(codes.Unavailable))
+	n.Expect(status.Code(err)).To(Equal(codes.Unknown), "or kubelet does not know the sentinel")
 	// kubelet tells the kinds apart by how the text begins.
 	n.Expect(status.Convert(err).Message()).To(HavePrefix("RegistryUnavailable"))
 

@@ -3,6 +3,7 @@ package front
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -97,8 +98,17 @@ func refuseForged(config *cri.ContainerConfig) error {
 }
 
 // refuseRecord keeps ordinary containers from starting on an image without layers.
+// CRI-O takes a prefix of an ID as well.
 func (s *Server) refuseRecord(ctx context.Context, name string) error {
-	rec, err := s.recordByStorageID(ctx, name)
+	id := name
+	if q := status.NewQuery(name, nil); q.ID.IsZero() && q.IsIDPrefix() {
+		held, err := s.askImage(ctx, name)
+		if err != nil {
+			return err
+		}
+		id = held.GetId()
+	}
+	rec, err := s.recordByStorageID(ctx, id)
 	if err != nil || rec == nil {
 		return err
 	}
@@ -190,18 +200,17 @@ func (s *Server) derive(ctx context.Context, h Handler, spec *cri.ImageSpec) (im
 			"image %s (%s) was not pulled for runtime handler %q: pull it with imagePullPolicy Always: %w",
 			spec.GetImage(), spec.GetUserSpecifiedImage(), h.Name, why)
 	}
-	answer := new(cri.ImageStatusResponse)
-	question := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: spec.GetImage()}}
-	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, question, answer); err != nil {
+	image, err := s.askImage(ctx, spec.GetImage())
+	if err != nil {
 		return imageref.Record{}, imageref.PulledReference{}, err
 	}
-	id, err := imageref.ParseImageID(answer.GetImage().GetId())
+	id, err := imageref.ParseImageID(image.GetId())
 	if err != nil {
 		return missing(errors.New("nor does CRI-O hold it"))
 	}
 	names := []string{spec.GetUserSpecifiedImage()}
-	if names[0] == "" {
-		names = append(answer.GetImage().GetRepoTags(), answer.GetImage().GetRepoDigests()...)
+	if names[0] == "" || !status.NewQuery(names[0], nil).ID.IsZero() { // a pod may name an ID
+		names = slices.Concat(image.GetRepoTags(), image.GetRepoDigests())
 	}
 	last := errors.New("it has no name")
 	for _, name := range names {

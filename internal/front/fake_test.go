@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,11 +54,13 @@ func (f *fakeCRIO) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatus
 			continue
 		}
 		answer := &cri.PodSandboxStatusResponse{
-			Status:             &cri.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, Annotations: s.Annotations},
+			Status:             &cri.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, Annotations: s.Annotations, Labels: s.Labels},
 			ContainersStatuses: f.containers,
 		}
 		if req.Verbose {
 			notes := map[string]string{"io.kubernetes.cri-o.RuntimeHandler": s.RuntimeHandler}
+			maps.Copy(notes, s.Annotations)
+			maps.Copy(notes, s.Labels)
 			info, err := json.Marshal(map[string]any{"runtimeSpec": map[string]any{"annotations": notes}})
 			if err != nil {
 				return nil, err
@@ -91,7 +95,7 @@ func (f *fakeCRIO) lookup(name string) *cri.Image {
 		return nil
 	}
 	for _, i := range all {
-		if i.Id == name || slices.Contains(i.RepoTags, name) || slices.Contains(i.RepoDigests, name) {
+		if i.Id == name || len(name) >= 3 && strings.HasPrefix(i.Id, name) || slices.Contains(i.RepoTags, name) || slices.Contains(i.RepoDigests, name) {
 			return i
 		}
 	}

@@ -163,8 +163,14 @@ func TestKubeletFindsWhatCRIOHolds(t *testing.T) {
 		n.Expect(n.lastCreated().Image.Image).To(Equal(img.Record().StorageID.String()))
 		n.Expect(n.lastCreated().Annotations).To(HaveKeyWithValue(annotations.User, MatchJSON(`{"user":"web"}`)))
 	}
+	// A pod may name an image ID; the record then gets the name that CRI-O has for it.
+	heldID := img.ConfigDigest.ImageID().String()
+	n.Expect(n.records.Remove(t.Context(), img.Record().StorageID)).To(Succeed())
+	_, err := n.create(t, id, &cri.ImageSpec{Image: heldID, UserSpecifiedImage: heldID})
+	n.Expect(err).NotTo(HaveOccurred())
+	n.Expect(n.lastCreated().Image.UserSpecifiedImage).To(Equal(appImage))
 	// What CRI-O does not hold either is not there.
-	_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{
+	_, err = n.CreateContainer(t.Context(), &cri.CreateContainerRequest{
 		PodSandboxId: id, SandboxConfig: config,
 		Config: &cri.ContainerConfig{Image: &cri.ImageSpec{Image: hexID('9'), UserSpecifiedImage: appImage}},
 	})

@@ -13,7 +13,7 @@ import (
 // is missing here fails the test: each new version of cri-api forces a decision.
 var decisions = map[string]string{
 	"Version":                   "forward",
-	"RunPodSandbox":             "forward",
+	"RunPodSandbox":             "intercept", // refuses pods that claim what CRI-O says
 	"StopPodSandbox":            "forward",
 	"RemovePodSandbox":          "forward",
 	"PodSandboxStatus":          "intercept", // containers_statuses

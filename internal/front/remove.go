@@ -60,15 +60,11 @@ func (s *Server) done(c *call, err error) error {
 
 // heldByCRIO reports whether CRI-O has an ordinary image by the name.
 func (s *Server) heldByCRIO(ctx context.Context, name string) (bool, error) {
-	answer := new(cri.ImageStatusResponse)
-	request := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}}
-	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, request, answer); err != nil {
+	image, err := s.askImage(ctx, name)
+	if err != nil || image == nil {
 		return false, err
 	}
-	if answer.GetImage() == nil {
-		return false, nil
-	}
-	rec, err := s.recordByStorageID(ctx, answer.GetImage().GetId())
+	rec, err := s.recordByStorageID(ctx, image.GetId())
 	return rec == nil, err
 }
 

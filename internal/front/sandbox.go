@@ -19,6 +19,41 @@ const (
 	podUIDLabel = "io.kubernetes.pod.uid"
 )
 
+// runPodSandbox refuses a guest-pull pod that says of itself what only CRI-O may
+// say, and what front and shim believe. Everything else is CRI-O's.
+func (s *Server) runPodSandbox(c *call) error {
+	req := new(cri.RunPodSandboxRequest)
+	if err := c.decode(req); err != nil {
+		return err
+	}
+	name := req.GetRuntimeHandler()
+	if name == "" {
+		name = s.Handlers.Default()
+	}
+	if h, ok := s.Handlers.Handler(name); ok && h.GuestPull {
+		config := req.GetConfig()
+		if err := refuseKeys("run pod sandbox "+config.GetMetadata().GetName(), config.GetAnnotations(), config.GetLabels(),
+			crioHandler, annotations.CRIOSandboxID, annotations.CRIOContainerType, annotations.CRIOResolvPath, annotations.CRIOImageName); err != nil {
+			return err
+		}
+	}
+	return c.passOn()
+}
+
+// refuseKeys refuses a pod that sets one of the keys. CRI-O writes a pod's annotations
+// and then its labels into the runtime spec of the sandbox, over its own.
+func refuseKeys(op string, notes, labels map[string]string, keys ...string) error {
+	for _, key := range keys {
+		if _, forged := notes[key]; forged {
+			return errdefs.Newf(errdefs.InvalidArgument, op, "the pod must not set the annotation %s", key)
+		}
+		if _, forged := labels[key]; forged {
+			return errdefs.Newf(errdefs.InvalidArgument, op, "the pod must not set the label %s", key)
+		}
+	}
+	return nil
+}
+
 // handlerNamed returns the handler a client named; the CRI wants unknown ones rejected.
 func (s *Server) handlerNamed(name string) (Handler, error) {
 	h, ok := s.Handlers.Handler(name)
@@ -48,10 +83,10 @@ func (s *Server) sandboxHandler(ctx context.Context, id string) (Handler, error)
 	if name := answer.GetStatus().GetRuntimeHandler(); name != "" {
 		return s.handlerNamed(name)
 	}
-	// The pod's own annotations win over CRI-O's in the runtime spec, so a pod
-	// that brings this one could claim another handler than it runs under.
-	if _, forged := answer.GetStatus().GetAnnotations()[crioHandler]; forged {
-		return Handler{}, errdefs.Newf(errdefs.InvalidArgument, op, "the pod must not set the annotation %s", crioHandler)
+	// A pod that brings the key could claim another handler than it runs under, and
+	// have its layers pulled to the host.
+	if err := refuseKeys(op, answer.GetStatus().GetAnnotations(), answer.GetStatus().GetLabels(), crioHandler); err != nil {
+		return Handler{}, err
 	}
 	var info struct {
 		RuntimeSpec struct {

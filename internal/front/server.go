@@ -57,7 +57,8 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 }
 
 // intercepts lists the methods the front has an opinion on: those that pull,
-// use, show or remove images, and those that report containers. All others,
+// use, show or remove images, those that report containers, and the one that makes
+// the pods whose handler is asked for later. All others,
 // including ones that do not exist yet, are forwarded.
 func (s *Server) intercepts() map[string]func(*call) error {
 	return map[string]func(*call) error{
@@ -66,6 +67,7 @@ func (s *Server) intercepts() map[string]func(*call) error {
 		cri.ImageService_ListImages_FullMethodName:           s.listImages,
 		cri.ImageService_StreamImages_FullMethodName:         s.streamImages,
 		cri.ImageService_RemoveImage_FullMethodName:          s.removeImage,
+		cri.RuntimeService_RunPodSandbox_FullMethodName:      s.runPodSandbox,
 		cri.RuntimeService_CreateContainer_FullMethodName:    s.createContainer,
 		cri.RuntimeService_RestorePod_FullMethodName:         s.restorePod,
 		cri.RuntimeService_ContainerStatus_FullMethodName:    s.reportOne(status.EditContainerStatus),
@@ -85,7 +87,7 @@ func (s *Server) handle(_ any, stream grpc.ServerStream) error {
 	}
 	request := new(forward.Frame)
 	if err := stream.RecvMsg(request); err != nil {
-		return err
+		return errdefs.ToGRPC(err) // a bare EOF would be code Unknown
 	}
 	return errdefs.ToGRPC(answer(&call{backend: s.backend, stream: stream, method: method, request: request.Bytes()}))
 }
@@ -132,6 +134,16 @@ func (c *call) answer(m proto.Message) error {
 		return errdefs.New(errdefs.Internal, "encode the answer to "+c.method, err)
 	}
 	return c.send(encoded)
+}
+
+// askImage returns the image that CRI-O has by the name; nil when it has none.
+func (s *Server) askImage(ctx context.Context, name string) (*cri.Image, error) {
+	answer := new(cri.ImageStatusResponse)
+	request := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}}
+	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, request, answer); err != nil {
+		return nil, err
+	}
+	return answer.GetImage(), nil
 }
 
 // ask makes a call of the front's own to CRI-O, within the deadline of ctx.

@@ -111,12 +111,11 @@ func (s *Server) impliedUser(ctx context.Context, records []imageref.Record, spe
 	if name == "" {
 		name = spec.GetImage()
 	}
-	answer := new(cri.ImageStatusResponse)
-	request := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}}
-	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, request, answer); err != nil {
+	image, err := s.askImage(ctx, name)
+	if err != nil {
 		return identity{}, err
 	}
-	if image := answer.GetImage(); image != nil {
+	if image != nil {
 		rec, err := s.recordByStorageID(ctx, image.GetId())
 		if err != nil {
 			return identity{}, err

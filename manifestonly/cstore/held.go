@@ -153,7 +153,7 @@ func (h heldImage) Close() error { return nil }
 
 // read returns one bounded item of big data. Its digest is checked by Pull, which
 // knows what was asked for.
-func (h heldImage) read(key string, limit int64) ([]byte, error) {
+func (h heldImage) read(key string, limit int64) ([]byte, error) { //nolint:unparam // limits of three kinds that happen to be equal
 	size, ok := h.img.BigDataSizes[key]
 	if !ok {
 		return nil, errdefs.Newf(errdefs.NotFound, h.op, "the store has no %s", key)

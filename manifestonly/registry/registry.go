@@ -56,8 +56,9 @@ type Source struct {
 
 var _ manifestonly.Source = (*Source)(nil)
 
-// New returns a Source. It reads no file: each pull sees the configuration as it
-// then is.
+// New returns a Source. It reads no file: each pull sees policy, auth file and
+// certificates as they then are. registries.conf is read once per process, by
+// containers/image, as in a CRI-O that is not told to reload.
 func New(config Config) *Source {
 	return &Source{config: config, insecure: parseInsecure(config.InsecureRegistries)}
 }

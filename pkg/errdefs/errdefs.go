@@ -59,7 +59,10 @@ const (
 )
 
 // The sentinels that kubelet 1.34 looks for at the start of an error's text
-// (k8s.io/cri-api/pkg/errors, pkg/kubelet/images/image_manager.go).
+// (k8s.io/cri-api/pkg/errors, pkg/kubelet/images/image_manager.go). They stand
+// there only if the code is Unknown: for any other, kubelet's client puts "rpc
+// error: code = ..." in front (k8s.io/cri-client, pullImageV1). So these two kinds
+// travel as Unknown, which is what CRI-O sends too.
 const (
 	criRegistryUnavailable = "RegistryUnavailable"
 	criSignatureFailed     = "SignatureValidationFailed"
@@ -79,8 +82,8 @@ func table() []row {
 		{InvalidArgument, "invalid-argument", codes.InvalidArgument, ""},
 		{NotFound, "not-found", codes.NotFound, ""},
 		{Unauthorized, "unauthorized", codes.Unauthenticated, ""},
-		{RegistryUnavailable, "registry-unavailable", codes.Unavailable, criRegistryUnavailable},
-		{PolicyRefused, "policy-refused", codes.PermissionDenied, criSignatureFailed},
+		{RegistryUnavailable, "registry-unavailable", codes.Unknown, criRegistryUnavailable},
+		{PolicyRefused, "policy-refused", codes.Unknown, criSignatureFailed},
 		{DigestMismatch, "digest-mismatch", codes.DataLoss, ""},
 		{TooLarge, "too-large", codes.ResourceExhausted, ""},
 		{NotAnImage, "not-an-image", codes.InvalidArgument, ""},
@@ -198,8 +201,8 @@ func Is(err error, k Kind) bool { return err != nil && KindOf(err) == k }
 
 // ToGRPC returns err as a gRPC status error that a CRI client understands. A
 // status that came from another server is passed on unchanged, so that no
-// error of the backend is masked. The result never has code Unknown unless the
-// backend sent it.
+// error of the backend is masked. The result has code Unknown only if the backend
+// sent it, or for a kind that kubelet knows by its sentinel.
 func ToGRPC(err error) error {
 	if err == nil {
 		return nil

@@ -23,8 +23,8 @@ func TestTable(t *testing.T) {
 		InvalidArgument:     {"invalid-argument", codes.InvalidArgument, "pull r/a:1: why"},
 		NotFound:            {"not-found", codes.NotFound, "pull r/a:1: why"},
 		Unauthorized:        {"unauthorized", codes.Unauthenticated, "pull r/a:1: why"},
-		RegistryUnavailable: {"registry-unavailable", codes.Unavailable, "RegistryUnavailable: pull r/a:1: why"},
-		PolicyRefused:       {"policy-refused", codes.PermissionDenied, "SignatureValidationFailed: pull r/a:1: why"},
+		RegistryUnavailable: {"registry-unavailable", codes.Unknown, "RegistryUnavailable: pull r/a:1: why"},
+		PolicyRefused:       {"policy-refused", codes.Unknown, "SignatureValidationFailed: pull r/a:1: why"},
 		DigestMismatch:      {"digest-mismatch", codes.DataLoss, "pull r/a:1: why"},
 		TooLarge:            {"too-large", codes.ResourceExhausted, "pull r/a:1: why"},
 		NotAnImage:          {"not-an-image", codes.InvalidArgument, "pull r/a:1: why"},
@@ -73,6 +73,7 @@ func TestRedact(t *testing.T) {
 		"https://t.io/token?scope=repository%3Aa&access_token=hunter2": "https://t.io/token?access_token=REDACTED&scope=repository%3Aa",
 		"header Authorization: Basic dXNlcjpodW50ZXIy failed":          "header Authorization: Basic REDACTED failed",
 		"bearer eyJhbGciOi.J9.x was refused":                           "bearer REDACTED was refused",
+		"redirected to https://t.io/done#access_token=hunter2":         "redirected to https://t.io/done#REDACTED",
 		"https://u:hunter2@%zz/ is bad":                                "https://REDACTED is bad",
 		"https://reg.io/v2/a?digest=sha256:00, then more":              "https://reg.io/v2/a?digest=sha256%3A00, then more",
 	} {

@@ -26,8 +26,9 @@ func safeQuery(name string) bool {
 	return false
 }
 
-// Redact removes credentials from text: the user part of URLs, the values of URL
-// query parameters that are not known to be harmless, and authorization values.
+// Redact removes credentials from text: the user part and the fragment of URLs, the
+// values of URL query parameters that are not known to be harmless, and
+// authorization values.
 func Redact(text string) string {
 	if strings.Contains(text, "://") {
 		text = urlPattern.ReplaceAllStringFunc(text, redactURL)
@@ -44,8 +45,11 @@ func redactURL(raw string) string {
 		scheme, _, _ := strings.Cut(trimmed, "://")
 		return scheme + "://" + redacted + tail
 	}
-	if u.User == nil && u.RawQuery == "" {
+	if u.User == nil && u.RawQuery == "" && u.Fragment == "" {
 		return raw
+	}
+	if u.Fragment != "" { // where OAuth redirects put tokens
+		u.Fragment, u.RawFragment = redacted, ""
 	}
 	if u.User != nil {
 		u.User = url.User(redacted)

@@ -21,6 +21,7 @@ type MemoryResult struct {
 	HuskIdle       int64 `json:"husk_serve_idle_kib"`
 	HuskAfterPulls int64 `json:"husk_serve_after_100_pulls_kib"`
 	ShimPerPod     int64 `json:"shim_per_pod_kib"`
+	KeeperPerPod   int64 `json:"keeper_per_pod_kib"`
 	Pulls          int   `json:"pulls"`
 }
 
@@ -62,12 +63,16 @@ func measureMemory(ctx context.Context, r *rig.Rig) (any, error) {
 	if _, err := r.Crictl(ctx, "start", id); err != nil {
 		return nil, err
 	}
-	shim, err := shimOf(pod.ID)
-	if err != nil {
-		return nil, err
-	}
-	if result.ShimPerPod, err = residentKiB(shim); err != nil {
-		return nil, err
+	for program, kib := range map[string]*int64{
+		"containerd-shim-husk-v2": &result.ShimPerPod, "husk-keeper": &result.KeeperPerPod,
+	} {
+		pid, err := processOf(program, pod.ID)
+		if err != nil {
+			return nil, err
+		}
+		if *kib, err = residentKiB(pid); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := r.Crictl(ctx, "stopp", pod.ID); err != nil {
 		return nil, err
@@ -91,8 +96,8 @@ func residentKiB(pid int) (int64, error) {
 	return 0, errors.Join(scan.Err(), fmt.Errorf("process %d has no VmRSS", pid))
 }
 
-// shimOf finds the shim daemon of a pod by its command line.
-func shimOf(pod string) (int, error) {
+// processOf finds a pod's process by its command line.
+func processOf(program, pod string) (int, error) {
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0, err
@@ -102,10 +107,10 @@ func shimOf(pod string) (int, error) {
 		if err != nil {
 			continue // gone since it was listed
 		}
-		line := string(data)
-		if strings.Contains(strings.Split(line, "\x00")[0], "containerd-shim-husk-v2") && strings.Contains(line, pod) {
+		name, args, _ := strings.Cut(string(data), "\x00")
+		if filepath.Base(name) == program && strings.Contains(args, pod) {
 			return strconv.Atoi(filepath.Base(filepath.Dir(path)))
 		}
 	}
-	return 0, fmt.Errorf("no shim runs for pod %s", pod)
+	return 0, fmt.Errorf("no %s runs for pod %s", program, pod)
 }

@@ -26,6 +26,12 @@ const (
 	// connectTimeout bounds one attempt, against a CRI-O that accepts connections
 	// and then says nothing.
 	connectTimeout = 5 * time.Second
+	// receiveWindow is what CRI-O may send ahead on a call, in bytes: a list of a
+	// few thousand containers, which would otherwise stop every 64 KiB to ask.
+	receiveWindow = 4 << 20
+	// bufferBytes is the size of each connection's read and write buffer. A list is
+	// hundreds of kilobytes; gRPC's default of 32 KiB makes many system calls of it.
+	bufferBytes = 128 << 10
 )
 
 // Options tune a [Backend]. The zero value is right for a default CRI-O.
@@ -62,6 +68,10 @@ func NewBackend(socket string, options Options) (*Backend, error) {
 		}),
 		// Whether to repeat a call is the client's decision, not the front's.
 		grpc.WithDisableRetry(),
+		grpc.WithInitialWindowSize(receiveWindow),
+		grpc.WithInitialConnWindowSize(receiveWindow),
+		grpc.WithReadBufferSize(bufferBytes),
+		grpc.WithWriteBufferSize(bufferBytes),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(codec{}),
 			grpc.MaxCallRecvMsgSize(limit),

@@ -37,6 +37,10 @@ func (b *Backend) Serve(ctx context.Context, listener net.Listener, handler grpc
 		grpc.UnknownServiceHandler(handler),
 		grpc.MaxRecvMsgSize(limit),
 		grpc.MaxSendMsgSize(limit),
+		grpc.InitialWindowSize(receiveWindow),
+		grpc.InitialConnWindowSize(receiveWindow),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
 	)
 	mux := cmux.New(listener)
 	mux.SetReadTimeout(sniffTimeout)
