@@ -23,6 +23,7 @@ setup() {
 
 teardown() {
 	show_logs_on_failure
+	[[ -z ${LIAR_PID:-} ]] || kill "$LIAR_PID"
 }
 
 # refused CODE REFERENCE [FLAG OF crictl pull...]: the pull for the husk pod fails with that gRPC code, or with the
@@ -114,7 +115,6 @@ lying_registry() {
 @test "an oversized manifest" {
 	lying_registry
 	refused ResourceExhausted "$LIAR/big:1"
-	kill "$LIAR_PID"
 }
 
 @test "no image: an artifact" {

@@ -95,6 +95,8 @@ func Join(group string, pid int) (leave func() error, err error) {
 		join, leave = func() error { return cg.AddProc(uint64(pid)) }, cg.Delete
 	}
 	if err := join(); err != nil {
+		// The group may be new and is of no use then; one that others are in stays.
+		_ = leave()
 		return nil, fmt.Errorf("join cgroup %s: %w", group, err)
 	}
 	return leave, nil

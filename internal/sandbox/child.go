@@ -56,11 +56,18 @@ func readRequest(in io.Reader) (PullRequest, error) {
 	return req, nil
 }
 
-// isolate cuts the mount namespace off from the one it was copied from and puts
-// resolvConf in the place of the host's file, which Go's resolver reads.
+// isolate keeps what the process has in memory out of core dumps, and what it mounts
+// out of the mount namespace that its own was copied from. It puts resolvConf in the
+// place of the host's file, which Go's resolver reads.
 func isolate(resolvConf string) error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	// Private keys, and the content of encrypted layers.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	// A slave and not private: what the host unmounts must not stay busy here for as
+	// long as a pull takes.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make the mount namespace a slave: %w", err)
 	}
 	if resolvConf == "" {
 		return nil

@@ -35,5 +35,5 @@ func (Layers) Pull(ctx context.Context, req PullRequest) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return Image{ManifestDigest: image.Manifest.String(), LayerDirs: image.LayerDirs, Config: image.Config}, nil
+	return Image{ManifestDigest: image.Manifest.String(), LayerDirs: image.LayerDirs, RootDir: image.RootDir, Config: image.Config}, nil
 }

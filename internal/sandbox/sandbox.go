@@ -43,6 +43,10 @@ const (
 	childPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
+// killedStatus is how the monitor reports a SIGKILL. Only the kernel sends one that
+// the context did not ask for.
+const killedStatus = 128 + int(syscall.SIGKILL)
+
 // Request says what to pull and where the child runs.
 type Request struct {
 	// Name is unique in the pod and names the child's cgroup: the container's ID.
@@ -85,6 +89,8 @@ type Image struct {
 	ManifestDigest string `json:"manifestDigest"`
 	// LayerDirs are the unpacked layers, the lowest first.
 	LayerDirs []string `json:"layerDirs"`
+	// RootDir is the one of them that gives "/" its mode and owner; empty is none.
+	RootDir string `json:"rootDir,omitempty"`
 	// Config is the image config.
 	Config imgspec.Image `json:"config"`
 }
@@ -119,21 +125,34 @@ func (r Runner) Run(ctx context.Context, req Request) (Image, error) {
 	done := make(chan result, 1)
 	go func() {
 		// The thread enters the pod's network namespace and is the one whose death
-		// would kill the child (PDEATHSIG), so it is held until the child is gone,
-		// and never unlocked: the Go runtime then ends it instead of reusing it.
+		// would kill the child (PDEATHSIG), so it is held until the child is gone.
+		// Then it goes back and on: to end it, as a goroutine does that never unlocks,
+		// would kill whatever it had started before, such as an OCI runtime at work.
 		runtime.LockOSThread()
-		image, err := r.run(ctx, req)
+		image, back, err := r.runIn(ctx, req)
 		done <- result{image, err}
+		if back() != nil {
+			select {} // a thread in the wrong namespace is of no use, and still must not end
+		}
+		runtime.UnlockOSThread()
 	}()
 	res := <-done
 	return res.image, res.err
 }
 
+// runIn runs the pull from the pod's network namespace, which the calling thread is
+// then in until it calls back. back is never nil.
+func (r Runner) runIn(ctx context.Context, req Request) (_ Image, back func() error, _ error) {
+	back, err := enterNetNS(req.NetNS)
+	if err != nil {
+		return Image{}, back, errdefs.New(errdefs.Internal, "pull "+req.Pull.Reference+" in the sandbox", err)
+	}
+	image, err := r.run(ctx, req)
+	return image, back, err
+}
+
 func (r Runner) run(ctx context.Context, req Request) (Image, error) {
 	op := "pull " + req.Pull.Reference + " in the sandbox"
-	if err := enterNetNS(req.NetNS); err != nil {
-		return Image{}, errdefs.New(errdefs.Internal, op, err)
-	}
 	stdin, feed, err := os.Pipe()
 	if err != nil {
 		return Image{}, errdefs.New(errdefs.Internal, op, err)
@@ -162,10 +181,13 @@ func (r Runner) run(ctx context.Context, req Request) (Image, error) {
 		return Image{}, errdefs.New(errdefs.Internal, op, errors.Join(err, waitErr, leaveErr))
 	}
 	image, err := out.answer()
-	if err != nil && status != 0 {
+	switch {
+	case err != nil && status == killedStatus:
+		err = errdefs.Newf(errdefs.TooLarge, op,
+			"the child was killed, as the kernel does for want of memory: layers count against the memory limit of the pod")
+	case err != nil && status != 0:
 		err = errdefs.Newf(errdefs.Internal, op, "child ended with status %d: %s", status, diag)
-	}
-	if err == nil && leaveErr != nil {
+	case err == nil && leaveErr != nil:
 		err = errdefs.New(errdefs.Internal, op, leaveErr)
 	}
 	return image, err
@@ -198,20 +220,27 @@ func (r Runner) admit(req Request, pid int, feed *os.File) (leave func() error, 
 	return leave, nil
 }
 
-func raiseOOMScore(pid, least int) error {
-	name := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-	data, err := os.ReadFile(name)
+func oomScoreFile(pid int) string { return fmt.Sprintf("/proc/%d/oom_score_adj", pid) }
+
+// OOMScore returns a process's oom_score_adj.
+func OOMScore(pid int) (int, error) {
+	data, err := os.ReadFile(oomScoreFile(pid))
 	if err != nil {
-		return fmt.Errorf("read oom_score_adj: %w", err)
+		return 0, fmt.Errorf("read oom_score_adj: %w", err)
 	}
 	score, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil {
-		return fmt.Errorf("read oom_score_adj: %w", err)
+		return 0, fmt.Errorf("read oom_score_adj: %w", err)
 	}
-	if score >= least {
-		return nil
+	return score, nil
+}
+
+func raiseOOMScore(pid, least int) error {
+	score, err := OOMScore(pid)
+	if err != nil || score >= least {
+		return err
 	}
-	if err := os.WriteFile(name, []byte(strconv.Itoa(least)), 0); err != nil {
+	if err := os.WriteFile(oomScoreFile(pid), []byte(strconv.Itoa(least)), 0); err != nil {
 		return fmt.Errorf("set oom_score_adj: %w", err)
 	}
 	return nil
@@ -238,19 +267,29 @@ func (r Runner) command(req Request, stdin *os.File) *exec.Cmd {
 	return cmd
 }
 
-func enterNetNS(path string) error {
+// enterNetNS moves the calling thread, which is locked, into a network namespace;
+// back, which is never nil, moves it back to where it was.
+func enterNetNS(path string) (back func() error, err error) {
+	back = func() error { return nil }
 	if path == "" {
-		return nil
+		return back, nil
+	}
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return back, fmt.Errorf("open the network namespace of the thread: %w", err)
 	}
 	ns, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("open network namespace: %w", err)
+		return own.Close, fmt.Errorf("open network namespace: %w", err)
 	}
 	defer func() { _ = ns.Close() }()
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", path, err)
+		return own.Close, fmt.Errorf("enter network namespace %s: %w", path, err)
 	}
-	return nil
+	return func() error {
+		defer func() { _ = own.Close() }()
+		return unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)
+	}, nil
 }
 
 // limitedBuffer holds up to max bytes and fails on the next.

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -78,7 +79,16 @@ func (spy) Pull(_ context.Context, req PullRequest) (Image, error) {
 	for _, i := range ifaces {
 		links = append(links, i.Name)
 	}
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		return Image{}, err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return Image{}, err
+	}
 	facts := map[string]string{
+		"dumpable": strconv.Itoa(dumpable), "mounts": string(mounts),
 		"resolv": string(resolv), "score": string(score), "cgroup": string(groups),
 		"links": strings.Join(links, " "), "environ": strings.Join(os.Environ(), " "), "pid": strconv.Itoa(os.Getpid()),
 	}
@@ -149,6 +159,13 @@ func TestRunInThePod(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(image.LayerDirs).To(Equal([]string{"/a", "/b"}))
 	facts := image.Config.Config.Labels
+	g.Expect(facts["dumpable"]).To(Equal("0"), "keys and layers must not be in a core dump")
+	g.Expect(facts["mounts"]).NotTo(ContainSubstring(" shared:"), "what it mounts stays with it")
+	own, err := os.ReadFile("/proc/self/mountinfo")
+	g.Expect(err).NotTo(HaveOccurred())
+	if strings.Contains(string(own), " shared:") {
+		g.Expect(facts["mounts"]).To(ContainSubstring(" master:"), "what the host unmounts is let go of")
+	}
 	g.Expect(facts["links"]).To(Equal("lo"))
 	g.Expect(facts["resolv"]).To(Equal("nameserver 192.0.2.7\n"))
 	g.Expect(facts["score"]).To(Equal("901\n"))
@@ -188,6 +205,55 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 			g.Expect(errdefs.KindOf(err)).To(Equal(tc.kind), "%v", err)
 			g.Expect(err.Error()).NotTo(ContainSubstring("secret"))
 		})
+	}
+}
+
+// killer is a monitor of children that the kernel kills.
+type killer struct{ plain }
+
+func (k killer) Wait(cmd *exec.Cmd, exits chan runc.Exit) (int, error) {
+	if err := cmd.Process.Kill(); err != nil {
+		return 0, err
+	}
+	_, err := k.plain.Wait(cmd, exits)
+	return 128 + int(cmd.ProcessState.Sys().(syscall.WaitStatus).Signal()), err // as containerd's reaper has it
+}
+
+func TestKilledChildIsAMatterOfMemory(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	g := NewWithT(t)
+	_, err := Runner{Monitor: killer{}}.Run(t.Context(), Request{Pull: PullRequest{Reference: "hang", StoreDir: "husk-test-killed"}})
+	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.TooLarge), "%v", err)
+	g.Expect(err).To(MatchError(ContainSubstring("memory limit of the pod")))
+}
+
+// A thread that ends takes with it what it has started, such as the OCI runtime of
+// another container.
+func TestNoThreadEnds(t *testing.T) {
+	g := NewWithT(t)
+	threads := func() map[string]string { // and the network namespace of each
+		dirs, err := filepath.Glob("/proc/self/task/*/ns/net")
+		g.Expect(err).NotTo(HaveOccurred())
+		all := map[string]string{}
+		for _, dir := range dirs {
+			if ns, err := os.Readlink(dir); err == nil {
+				all[dir] = ns
+			}
+		}
+		return all
+	}
+	ns := namedNetNS(t) // whose own thread may end
+	time.Sleep(10 * time.Millisecond)
+	for range 8 {
+		before := threads()
+		_, err := run(t.Context(), t, Request{NetNS: ns, Pull: PullRequest{Reference: "r"}})
+		g.Expect(err).NotTo(HaveOccurred())
+		time.Sleep(10 * time.Millisecond)
+		after := threads()
+		for thread, where := range before {
+			g.Expect(after).To(HaveKeyWithValue(thread, where))
+		}
 	}
 }
 

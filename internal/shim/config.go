@@ -25,9 +25,9 @@ const (
 	defaultStoreSize   = "50%"
 	// defaultExitsDir is CRI-O's default for container_exits_dir.
 	defaultExitsDir = "/var/run/crio/exits"
-	// defaultPullTimeout ends a pull that hangs. CRI-O gives up, and stops the
-	// pull, after four minutes (ContainerCreateTimeout).
-	defaultPullTimeout = 10 * time.Minute
+	// defaultPullTimeout ends a pull that hangs. A longer one would have no effect:
+	// CRI-O gives up, and stops the pull, after four minutes (ContainerCreateTimeout).
+	defaultPullTimeout = 4 * time.Minute
 	// maxConfig bounds the configuration file: a path that leads to something else
 	// must not be read into memory.
 	maxConfig = 1 << 20
@@ -57,7 +57,7 @@ type Config struct {
 	RegistriesConfDir string `toml:"registries_conf_dir"`
 	RegistriesD       string `toml:"registries_d"`
 	CertsDir          string `toml:"certs_dir"`
-	// PullTimeout ends a pull, as "90s" or "10m"; empty is ten minutes.
+	// PullTimeout ends a pull, as "90s" or "10m"; empty is four minutes.
 	PullTimeout duration `toml:"pull_timeout"`
 	// ExitsDir is CRI-O's container_exits_dir; empty is CRI-O's default. By it CRI-O
 	// learns of exits that it does not wait for, those of containers that are older
@@ -84,11 +84,11 @@ func (d *duration) UnmarshalText(text []byte) error {
 // LoadConfig reads the configuration and puts the defaults in. An empty path is
 // [DefaultConfigPath], which need not exist.
 func LoadConfig(path string) (Config, error) {
-	op := "read the shim's configuration " + path
 	name := path
 	if name == "" {
 		name = DefaultConfigPath
 	}
+	op := "read the shim's configuration " + name
 	data, err := pod.ReadFile(name, maxConfig)
 	if path == "" && errors.Is(err, fs.ErrNotExist) {
 		data, err = nil, nil

@@ -32,7 +32,7 @@ func TestConfigDefaults(t *testing.T) {
 	g.Expect(c.RuntimeRoot).To(Equal("/run/husk/runc"))
 	g.Expect(c.StoreSize).To(Equal("50%"))
 	g.Expect(c.ExitsDir).To(Equal("/var/run/crio/exits"))
-	g.Expect(time.Duration(c.PullTimeout)).To(Equal(10 * time.Minute))
+	g.Expect(time.Duration(c.PullTimeout)).To(Equal(4 * time.Minute))
 	g.Expect([]string{c.KeysDir, c.AuthFile, c.Policy, c.RegistriesConf, c.CertsDir}).To(HaveEach(""))
 }
 

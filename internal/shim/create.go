@@ -21,6 +21,7 @@ import (
 	"github.com/husk-cri/husk/internal/sandbox"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/layerpull"
 )
 
 // undo is what has been done and must be taken back if the rest fails.
@@ -126,7 +127,7 @@ func (s *service) prepare(ctx context.Context, req *taskapi.CreateTaskRequest, s
 		return none, err
 	}
 	done.add(func() error { return s.store.remove(req.ID) })
-	rootfs, err := s.store.mount(req.ID, image.LayerDirs, spec.Linux.MountLabel)
+	rootfs, err := s.store.mount(req.ID, image, spec.Linux.MountLabel)
 	if err != nil {
 		return none, errdefs.New(errdefs.Internal, op, err)
 	}
@@ -172,6 +173,10 @@ func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cf
 		},
 	})
 	if err != nil {
+		// A child that was killed could not clean up, and what it left is the pod's memory.
+		if _, cleanErr := layerpull.OpenStore(s.store.images()); cleanErr != nil {
+			log.G(ctx).WithError(cleanErr).Error("clean up after a failed pull")
+		}
 		return sandbox.Image{}, err
 	}
 	log.G(ctx).WithField("container", id).Infof("pulled %s in %s", ref, time.Since(begin).Round(time.Millisecond))

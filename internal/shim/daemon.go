@@ -28,6 +28,10 @@ const processName = "containerd-shim"
 // runDaemon is a pod's shim. It returns only on an error: the framework ends the
 // process.
 func runDaemon(ctx context.Context) error {
+	p, err := pod.New("", os.Getenv(daemonEnv))
+	if err != nil {
+		return err
+	}
 	if err := os.Unsetenv(daemonEnv); err != nil { // not for the processes it starts
 		return err
 	}
@@ -43,11 +47,16 @@ func runDaemon(ctx context.Context) error {
 		unix.CloseOnExec(fd)
 	}
 	openLog(ctx)
+	// Not in the bundle: by the address file there the task service would remove the
+	// pod's socket when it ends, and that is the keeper's.
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
 	plugin.Register(&plugin.Registration{
 		Type:     plugin.TTRPCPlugin,
 		ID:       "task",
 		Requires: []plugin.Type{plugin.EventPlugin, plugin.InternalPlugin},
-		InitFn:   newTaskPlugin,
+		InitFn:   func(ic *plugin.InitContext) (any, error) { return newTaskPlugin(ic, p) },
 	})
 	containerdshim.RunManager(ctx, Manager{}, func(c *containerdshim.Config) { c.NoSetupLogger = true })
 	return nil
@@ -62,20 +71,15 @@ func (t taskPlugin) RegisterTTRPC(server *ttrpc.Server) error {
 	return nil
 }
 
-func newTaskPlugin(ic *plugin.InitContext) (any, error) {
+// UnaryInterceptor implements the framework's interface for services that have one.
+func (taskPlugin) UnaryInterceptor() ttrpc.UnaryServerInterceptor { return keeper.EscapeErrors }
+
+func newTaskPlugin(ic *plugin.InitContext, p pod.Pod) (any, error) {
 	publisher, err := ic.GetByID(plugin.EventPlugin, "publisher")
 	if err != nil {
 		return nil, err
 	}
 	down, err := ic.GetByID(plugin.InternalPlugin, "shutdown")
-	if err != nil {
-		return nil, err
-	}
-	group, err := readGrouping(".", "")
-	if err != nil {
-		return nil, err
-	}
-	p, err := pod.New("", group.sandboxID)
 	if err != nil {
 		return nil, err
 	}

@@ -27,8 +27,8 @@ import (
 	"github.com/husk-cri/husk/internal/shim/pod"
 )
 
-// daemonEnv is set for the process that is a pod's shim. It is a variable and not an
-// argument because containerd's framework owns the arguments.
+// daemonEnv is set, to the pod's ID, for the process that is a pod's shim. It is a
+// variable and not an argument because containerd's framework owns the arguments.
 const daemonEnv = "HUSK_SHIM_DAEMON"
 
 // Main runs whichever process the arguments and the environment ask for, and returns
@@ -133,7 +133,7 @@ func runKeeper(ctx context.Context, args []string) error {
 	}
 	cmd := exec.Command("/proc/self/exe") //nolint:noctx // our own binary, and it may outlive the keeper
 	cmd.Args = shimArgs
-	cmd.Env = append(os.Environ(), daemonEnv+"=1")
+	cmd.Env = append(os.Environ(), daemonEnv+"="+k.Pod.ID())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
 	ctx = namespaces.WithNamespace(ctx, k.Namespace)
 	return keeper.Keeper{Pod: k.Pod, Shim: cmd}.Run(ctx)

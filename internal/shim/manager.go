@@ -52,12 +52,20 @@ type grouping struct {
 	starts bool
 }
 
-func groupOf(id string, spec map[string]string) grouping {
+func groupOf(id string, spec map[string]string) (grouping, error) {
 	sandboxID := spec[annotations.CRIOSandboxID]
 	if sandboxID == "" {
-		return grouping{id, true} // not made by CRI-O: a pod of one container
+		return grouping{id, true}, nil // not made by CRI-O: a pod of one container
 	}
-	return grouping{sandboxID, spec[annotations.CRIOContainerType] == annotations.ContainerTypeSandbox}
+	starts := spec[annotations.CRIOContainerType] == annotations.ContainerTypeSandbox
+	// A pod's own annotations are written over CRI-O's in the spec of its sandbox
+	// (server/sandbox_run_linux.go). One that names another pod would put the sandbox
+	// there, and its end would be that pod's.
+	if starts && sandboxID != id {
+		return grouping{}, errdefs.Newf(errdefs.InvalidArgument, "find the pod of sandbox "+id,
+			"its annotation %s is %q, not its own ID", annotations.CRIOSandboxID, sandboxID)
+	}
+	return grouping{sandboxID, starts}, nil
 }
 
 func readGrouping(bundle, id string) (grouping, error) {
@@ -71,7 +79,7 @@ func readGrouping(bundle, id string) (grouping, error) {
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return grouping{}, fmt.Errorf("read the spec of container %s: %w", id, err)
 	}
-	return groupOf(id, spec.Annotations), nil
+	return groupOf(id, spec.Annotations)
 }
 
 // Start returns the address of the container's pod, whose shim it starts if the

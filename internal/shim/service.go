@@ -91,25 +91,28 @@ func (s *service) find(id string) *container {
 	return s.containers[id]
 }
 
-// ready returns the container unless it is still being created.
-func (s *service) ready(id string) *container {
-	c := s.find(id)
-	if c == nil {
-		return nil
-	}
+// settled waits until the container is created, or its creation has failed.
+func (c *container) settled(ctx context.Context) error {
 	select {
 	case <-c.created:
-		return c
-	default:
 		return nil
+	case <-ctx.Done():
+		return errdefs.ToGRPC(ctx.Err())
 	}
 }
 
 // Exec runs a process as the container's user: CRI-O asks for the user in its own
 // spec, which is a placeholder where only the image could say whom a name means.
 func (s *service) Exec(ctx context.Context, req *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
-	c := s.ready(req.ID)
-	if c == nil || c.identity == nil {
+	c := s.find(req.ID)
+	if c == nil {
+		return s.TaskService.Exec(ctx, req)
+	}
+	// Before that it is not known as whom.
+	if err := c.settled(ctx); err != nil {
+		return nil, err
+	}
+	if c.identity == nil {
 		return s.TaskService.Exec(ctx, req)
 	}
 	var process rspec.Process
@@ -131,8 +134,11 @@ func (s *service) Wait(ctx context.Context, req *taskapi.WaitRequest) (*taskapi.
 		return s.TaskService.Wait(ctx, req)
 	}
 	answered := s.waits.begin(ctx, req.ID)
-	defer answered()
-	return s.TaskService.Wait(ctx, req)
+	resp, err := s.TaskService.Wait(ctx, req)
+	if err == nil {
+		answered()
+	}
+	return resp, err
 }
 
 // Kill of a container that has exited succeeds, since CRI-O takes NotFound for a
@@ -157,10 +163,8 @@ func (s *service) Delete(ctx context.Context, req *taskapi.DeleteRequest) (*task
 	}
 	if c := s.find(req.ID); c != nil {
 		c.abort(errDeleted)
-		select {
-		case <-c.created:
-		case <-ctx.Done():
-			return nil, errdefs.ToGRPC(ctx.Err())
+		if err := c.settled(ctx); err != nil {
+			return nil, err
 		}
 	}
 	resp, err := s.TaskService.Delete(ctx, req)

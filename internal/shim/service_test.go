@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -196,15 +195,18 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	g := NewWithT(t)
 	refused := errdefs.New(errdefs.PolicyRefused, "pull r.example/a", nil)
 	r := newServiceRig(t, fakePuller{err: refused})
+	half := filepath.Join(r.store.images(), "tmp", "layer") // of a child that was killed
+	g.Expect(os.MkdirAll(half, 0o700)).To(Succeed())
 	req := r.request(t, "c1", func(*rspec.Spec) {})
 	before, err := os.ReadFile(filepath.Join(req.Bundle, configFile))
 	g.Expect(err).NotTo(HaveOccurred())
 	_, err = r.Create(inNamespace(t), req)
-	g.Expect(status.Code(err)).To(Equal(codes.PermissionDenied))
+	g.Expect(status.Code(err)).To(Equal(errdefs.PolicyRefused.Code()))
 	g.Expect(status.Convert(err).Message()).To(ContainSubstring("r.example/a"))
 	g.Expect(r.pod.List()).To(BeEmpty())
 	g.Expect(r.containers).To(BeEmpty())
 	g.Expect(r.inner.created).To(BeNil())
+	g.Expect(half).NotTo(BeADirectory())
 	g.Expect(os.ReadFile(filepath.Join(req.Bundle, configFile))).To(Equal(before))
 
 	// CRI-O deletes what it failed to create, and asks the shim to end.
@@ -306,6 +308,18 @@ func TestExecRunsAsTheContainersUser(t *testing.T) {
 	g.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
 }
 
+func TestExecWaitsUntilItIsKnownAsWhom(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	r := newServiceRig(t, nil)
+	r.containers["c1"] = &container{created: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := r.Exec(ctx, &taskapi.ExecProcessRequest{ID: "c1"})
+	g.Expect(status.Code(err)).To(Equal(codes.Canceled))
+	g.Expect(r.inner.execed).To(BeNil())
+}
+
 func TestKillOfAnExitedContainer(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -376,16 +390,4 @@ func TestExitsAreAnnouncedOnlyToThoseWhoDoNotWait(t *testing.T) {
 	exit("unknown")
 	g.Expect(sink.Publish(t.Context(), "", &eventsapi.TaskOOM{ContainerID: "oom"})).To(Succeed())
 	g.Expect(filepath.Join(dir, oomFile)).To(BeAnExistingFile())
-}
-
-func TestStartNeedsTheSandbox(t *testing.T) {
-	g := NewWithT(t)
-	t.Chdir(t.TempDir())
-	const spec = `{"annotations":{"io.kubernetes.cri-o.SandboxID":"s1","io.kubernetes.cri-o.ContainerType":"container"}}`
-	g.Expect(os.WriteFile(configFile, []byte(spec), 0o600)).To(Succeed())
-	_, err := Manager{StateDir: t.TempDir()}.Start(inNamespace(t), "c1", startOpts())
-	g.Expect(errdefs.Is(err, errdefs.Unavailable)).To(BeTrue(), "%v", err)
-	g.Expect(os.WriteFile(configFile, []byte(strings.ReplaceAll(spec, `"s1"`, `"../../x"`)), 0o600)).To(Succeed())
-	_, err = Manager{StateDir: t.TempDir()}.Start(inNamespace(t), "c1", startOpts())
-	g.Expect(errdefs.Is(err, errdefs.InvalidArgument)).To(BeTrue(), "%v", err)
 }

@@ -15,6 +15,7 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/husk-cri/husk/bundlegen"
+	"github.com/husk-cri/husk/internal/sandbox"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -195,7 +196,7 @@ func limitOOMScore(spec *rspec.Spec) error {
 	if want == nil {
 		return nil
 	}
-	own, err := ownOOMScore()
+	own, err := sandbox.OOMScore(os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -210,18 +211,6 @@ func limitOOMScore(spec *rspec.Spec) error {
 		spec.Process.OOMScoreAdj = &own
 	}
 	return nil
-}
-
-func ownOOMScore() (int, error) {
-	data, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err != nil {
-		return 0, fmt.Errorf("read oom_score_adj: %w", err)
-	}
-	score, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil {
-		return 0, fmt.Errorf("read oom_score_adj: %w", err)
-	}
-	return score, nil
 }
 
 func hasCapability(number uint) (bool, error) {

@@ -11,6 +11,7 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/husk-cri/husk/bundlegen"
+	"github.com/husk-cri/husk/internal/sandbox"
 	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/katavolume"
@@ -155,7 +156,7 @@ func TestRefuseUnsupported(t *testing.T) {
 func TestLimitOOMScore(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	own, err := ownOOMScore()
+	own, err := sandbox.OOMScore(os.Getpid())
 	g.Expect(err).NotTo(HaveOccurred())
 	may, err := hasCapability(capSysResource)
 	g.Expect(err).NotTo(HaveOccurred())
@@ -223,6 +224,15 @@ func TestGrouping(t *testing.T) {
 			g.Expect(readGrouping(bundle, tc.id)).To(Equal(tc.want))
 		})
 	}
+}
+
+// A pod's annotations reach the spec of its sandbox after CRI-O's own.
+func TestSandboxOfAnotherPod(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	_, err := groupOf("s2", map[string]string{annotations.CRIOSandboxID: "s1", annotations.CRIOContainerType: annotations.ContainerTypeSandbox})
+	g.Expect(errdefs.Is(err, errdefs.InvalidArgument)).To(BeTrue(), "%v", err)
+	g.Expect(err).To(MatchError(And(ContainSubstring("s1"), ContainSubstring("s2"))))
 }
 
 func TestKeeperArgs(t *testing.T) {

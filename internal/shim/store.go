@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/internal/sandbox"
 )
 
 // The directories of a store: the layers, which are the layer engine's, what the
@@ -20,8 +22,10 @@ const (
 	containersDir = "containers"
 	tempDir       = "temp"
 	storeDirMode  = 0o700
-	// rootMode is that of a container's "/", which its users enter.
+	// rootMode is that of a container's "/" where its image does not say.
 	rootMode = 0o755
+	// modeBits are the bits of a mode that chmod(2) sets.
+	modeBits = 0o7777
 )
 
 // store is a pod's layers and the file systems on them, in a tmpfs that only the
@@ -30,9 +34,10 @@ type store struct {
 	dir     string
 	mu      sync.Mutex
 	mounted bool
+	mounts  chan overlay
 }
 
-func newStore(dir string) *store { return &store{dir: dir} }
+func newStore(dir string) *store { return &store{dir: dir, mounts: make(chan overlay)} }
 
 // open mounts the store if it is not, with the given size as tmpfs writes sizes.
 func (s *store) open(size string) error {
@@ -41,10 +46,17 @@ func (s *store) open(size string) error {
 	if s.mounted {
 		return nil
 	}
-	if err := unix.Mount("husk", s.dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size="+size); err != nil {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	options := "mode=0700,size=" + size
+	err := unix.Mount("husk", s.dir, "tmpfs", flags, options+",noswap") // swap is a disk of the host's
+	if errors.Is(err, unix.EINVAL) {                                    // Linux before 6.4
+		err = unix.Mount("husk", s.dir, "tmpfs", flags, options)
+	}
+	if err != nil {
 		return fmt.Errorf("mount the pod's store: %w", err)
 	}
 	s.mounted = true
+	go serveMounts(s.mounts)
 	for _, dir := range []string{imagesDir, containersDir, tempDir} {
 		if err := os.Mkdir(filepath.Join(s.dir, dir), storeDirMode); err != nil {
 			return fmt.Errorf("make the pod's store: %w", err)
@@ -72,9 +84,10 @@ func (s *store) temp() string   { return filepath.Join(s.dir, tempDir) }
 
 func (s *store) container(id string) string { return filepath.Join(s.dir, containersDir, id) }
 
-// mount makes a container's root file system from unpacked layers, the lowest
-// first, and returns its path. label is the SELinux label of a mount, or "".
-func (s *store) mount(id string, layers []string, label string) (string, error) {
+// mount makes a container's root file system from an image's layers and returns its
+// path. label is the SELinux label of a mount, or "".
+func (s *store) mount(id string, image sandbox.Image, label string) (string, error) {
+	layers := image.LayerDirs
 	base := s.container(id)
 	lower, links, rootfs := filepath.Join(base, "lower"), filepath.Join(base, "links"), filepath.Join(base, "rootfs")
 	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
@@ -83,7 +96,7 @@ func (s *store) mount(id string, layers []string, label string) (string, error) 
 			return "", fmt.Errorf("make the file system of container %s: %w", id, err)
 		}
 	}
-	if err := os.Chmod(upper, rootMode); err != nil {
+	if err := copyRoot(upper, image.RootDir); err != nil {
 		return "", fmt.Errorf("make the file system of container %s: %w", id, err)
 	}
 	if len(layers) == 0 {
@@ -101,29 +114,59 @@ func (s *store) mount(id string, layers []string, label string) (string, error) 
 	if label != "" {
 		options += fmt.Sprintf(",context=%q", label)
 	}
-	if err := mountIn(links, rootfs, options); err != nil {
+	done := make(chan error)
+	s.mounts <- overlay{dir: links, target: rootfs, options: options, done: done}
+	if err := <-done; err != nil {
 		return "", fmt.Errorf("mount the file system of container %s from %d layers: %w", id, len(layers), err)
 	}
 	return rootfs, nil
 }
 
-// mountIn mounts an overlay with lower directories that are relative to dir. Their
-// full paths would not fit into the page that mount(2) takes, from 25 layers on.
-func mountIn(dir, target, options string) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread has a working directory of its own and ends here
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
+// copyRoot gives upper, which is what an overlay shows as its root, the mode and the
+// owner of root; "" leaves the default.
+func copyRoot(upper, root string) error {
+	if root == "" {
+		return os.Chmod(upper, rootMode)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(root, &st); err != nil {
+		return fmt.Errorf("read the mode of the image's root: %w", err)
+	}
+	if err := os.Lchown(upper, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	return unix.Chmod(upper, st.Mode&modeBits)
+}
+
+// overlay is a mount whose lower directories are relative to dir. Their full paths
+// would not fit into the page that mount(2) takes, from 25 layers on.
+type overlay struct {
+	dir, target, options string
+	done                 chan<- error
+}
+
+// serveMounts mounts on a thread that has a working directory of its own. It never
+// returns: the thread would end with it, and with the thread what it had started
+// before it came here (PDEATHSIG), such as an OCI runtime at work.
+func serveMounts(mounts <-chan overlay) {
+	runtime.LockOSThread()
+	unshared := unix.Unshare(unix.CLONE_FS)
+	for m := range mounts {
+		if unshared != nil {
+			m.done <- fmt.Errorf("unshare: %w", unshared)
+			continue
 		}
-		if err := unix.Chdir(dir); err != nil {
-			done <- fmt.Errorf("enter %s: %w", dir, err)
-			return
-		}
-		done <- unix.Mount("overlay", target, "overlay", 0, options)
-	}()
-	return <-done
+		m.done <- m.mount()
+	}
+}
+
+func (m overlay) mount() error {
+	if err := unix.Chdir(m.dir); err != nil {
+		return fmt.Errorf("enter %s: %w", m.dir, err)
+	}
+	// Not to keep the file system of a container that is gone.
+	defer func() { _ = unix.Chdir("/") }()
+	return unix.Mount("overlay", m.target, "overlay", 0, m.options)
 }
 
 // remove unmounts a container's file system and removes what it wrote. One that is

@@ -10,6 +10,8 @@ import (
 
 	. "github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/internal/sandbox"
 )
 
 // insideEnv names a store's directory to a test that runs in a mount namespace of its own.
@@ -20,6 +22,19 @@ func needRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+}
+
+// oldKernel reports a kernel whose tmpfs does not know noswap.
+func oldKernel(t *testing.T) bool {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("husk", dir, "tmpfs", 0, "noswap"); err != nil {
+		return true
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	return false
 }
 
 func TestStore(t *testing.T) {
@@ -47,6 +62,11 @@ func TestStoreInside(t *testing.T) {
 	g.Expect(unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")).To(Succeed())
 	st := newStore(dir)
 	g.Expect(st.open("16m")).To(Succeed())
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	g.Expect(err).NotTo(HaveOccurred())
+	if !oldKernel(t) {
+		g.Expect(string(mounts)).To(MatchRegexp("husk "+dir+" tmpfs [^ ]*noswap"), "no layer goes to the host's swap")
+	}
 	g.Expect(st.open("16m")).To(Succeed())
 	var fs unix.Statfs_t
 	g.Expect(unix.Statfs(dir, &fs)).To(Succeed())
@@ -54,27 +74,41 @@ func TestStoreInside(t *testing.T) {
 
 	// More layers than fit into mount(2)'s page by their full paths.
 	var layers []string
-	for i := range 127 {
+	for i := range 500 { // as many as overlayfs takes
 		layer := filepath.Join(st.images(), "layers", fmt.Sprintf("%064d", i))
 		g.Expect(os.MkdirAll(layer, 0o700)).To(Succeed())
 		g.Expect(os.WriteFile(filepath.Join(layer, "top"), fmt.Append(nil, i), 0o600)).To(Succeed())
 		layers = append(layers, layer)
 	}
-	rootfs, err := st.mount("c1", layers, "")
+	rootfs, err := st.mount("c1", sandbox.Image{LayerDirs: layers}, "")
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(os.ReadFile(filepath.Join(rootfs, "top"))).To(Equal([]byte("126")), "the last layer is the uppermost")
+	g.Expect(os.ReadFile(filepath.Join(rootfs, "top"))).To(Equal([]byte("499")), "the last layer is the uppermost")
 	g.Expect(os.WriteFile(filepath.Join(rootfs, "top"), []byte("c1"), 0o600)).To(Succeed())
 	info, err := os.Stat(rootfs)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(info.Mode().Perm()).To(Equal(os.FileMode(0o755)), "users of the container enter it")
 
-	other, err := st.mount("c2", layers, "")
+	// What a thread has started would end with it.
+	threads, err := filepath.Glob("/proc/self/task/*")
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(os.ReadFile(filepath.Join(other, "top"))).To(Equal([]byte("126")), "what a container writes is its own")
-	scratch, err := st.mount("c3", nil, "")
+	defer func() {
+		for _, thread := range threads {
+			g.Expect(thread).To(BeADirectory())
+		}
+	}()
+	g.Expect(os.Chown(layers[0], 7, 8)).To(Succeed())
+	g.Expect(os.Chmod(layers[0], 0o555|os.ModeSticky)).To(Succeed())
+	other, err := st.mount("c2", sandbox.Image{LayerDirs: layers, RootDir: layers[0]}, "")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(os.ReadFile(filepath.Join(other, "top"))).To(Equal([]byte("499")), "what a container writes is its own")
+	info, err = os.Stat(other)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(info.Mode()).To(Equal(0o555|os.ModeSticky|os.ModeDir), "the image's own root")
+	g.Expect(info.Sys().(*syscall.Stat_t)).To(And(HaveField("Uid", uint32(7)), HaveField("Gid", uint32(8))))
+	scratch, err := st.mount("c3", sandbox.Image{}, "")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(os.ReadDir(scratch)).To(BeEmpty())
-	_, err = st.mount("c3", nil, "")
+	_, err = st.mount("c3", sandbox.Image{}, "")
 	g.Expect(err).To(MatchError(ContainSubstring("c3")))
 
 	for _, id := range []string{"c1", "c2", "c3", "c3", "unknown"} {

@@ -32,9 +32,9 @@ func (p *puller) ensure(ctx context.Context, l layer) error {
 	if err != nil {
 		return err
 	}
-	size, err := p.fetch(ctx, l, dir)
+	got, err := p.fetch(ctx, l, dir)
 	if err == nil {
-		err = p.store.commit(l.diffID, size)
+		err = p.store.commit(l.diffID, got)
 	}
 	if err != nil {
 		// The error is already known, and the next OpenStore removes what is left.
@@ -46,67 +46,69 @@ func (p *puller) ensure(ctx context.Context, l layer) error {
 	return nil
 }
 
-// fetch unpacks the layer into dir and returns its unpacked size in bytes. On
-// success all of the blob was read and all that can be checked was.
-func (p *puller) fetch(ctx context.Context, l layer, dir string) (size int64, err error) {
+// fetch unpacks the layer into dir. On success all of the blob was read and all that
+// can be checked was.
+func (p *puller) fetch(ctx context.Context, l layer, dir string) (unpacked, error) {
+	none := unpacked{}
 	// Before the request: without a key the layer is of no use.
 	open, err := p.keys.opener(l)
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	blob, err := p.src.blob(ctx, l.digest, l.size)
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	defer func() { _ = blob.Close() }()
-	size, err = p.decode(ctx, l, dir, blob, open)
+	got, err := p.decode(ctx, l, dir, blob, open)
 	if err == nil {
-		return size, blob.verify()
+		return got, blob.verify()
 	}
 	if blob.cause != nil || ctx.Err() != nil {
 		// The stream broke; what the decoders said of it is noise.
-		return 0, cmp.Or(blob.cause, ctx.Err())
+		return none, cmp.Or(blob.cause, ctx.Err())
 	}
 	// Garbage is either a malformed layer or one that was changed on the way. The
 	// digest of the whole tells which.
 	err = contentError(err)
 	if errdefs.Is(err, errdefs.NotAnImage) || errdefs.Is(err, errdefs.DigestMismatch) {
 		if e := blob.verify(); e != nil {
-			return 0, e
+			return none, e
 		}
 	}
-	return 0, err
+	return none, err
 }
 
 // decode runs the stream from the blob to the directory.
-func (p *puller) decode(ctx context.Context, l layer, dir string, blob io.Reader, open opener) (int64, error) {
+func (p *puller) decode(ctx context.Context, l layer, dir string, blob io.Reader, open opener) (unpacked, error) {
+	none := unpacked{}
 	plain, err := open(blob)
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	content, err := decompress(plain)
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	defer func() { _ = content.Close() }()
 	stream := &diffStream{r: content, hash: l.diffID.Algorithm().Hash(), left: p.limits.LayerBytes}
 	u := unpacker{dir: dir, limits: p.limits, room: &p.room}
-	size, err := u.unpack(ctx, stream)
+	got, err := u.unpack(ctx, stream)
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	// Tails: what follows the archive is part of the diff ID, and what follows the
 	// compressed stream is part of the ciphertext, whose HMAC comes with its EOF.
 	if _, err := io.Copy(io.Discard, stream); err != nil {
-		return 0, err
+		return none, err
 	}
 	if _, err := io.Copy(io.Discard, plain); err != nil {
-		return 0, err
+		return none, err
 	}
-	if got := digest.NewDigest(l.diffID.Algorithm(), stream.hash); got != l.diffID {
-		return 0, errdefs.Newf(errdefs.DigestMismatch, "check diff ID", "the content is %s, the image config says %s", got, l.diffID)
+	if sum := digest.NewDigest(l.diffID.Algorithm(), stream.hash); sum != l.diffID {
+		return none, errdefs.Newf(errdefs.DigestMismatch, "check diff ID", "the content is %s, the image config says %s", sum, l.diffID)
 	}
-	return size, nil
+	return got, nil
 }
 
 // diffStream hashes the uncompressed layer and bounds it.

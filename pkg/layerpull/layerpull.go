@@ -87,6 +87,9 @@ type Image struct {
 	// no directory twice, and the lower one could not be seen anyway. An image
 	// without layers has none.
 	LayerDirs []string
+	// RootDir is the one of LayerDirs that gives the image's "/" its mode and owner:
+	// the uppermost whose archive has an entry for it. "" means that none has.
+	RootDir string
 	// FetchedLayers and FetchedBytes count what this pull took from the registry;
 	// bytes are as transferred. Layers that were in the store count nothing.
 	FetchedLayers int
@@ -141,7 +144,7 @@ func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config)
 	if err := p.fetchAll(ctx, layers); err != nil {
 		return Image{}, err
 	}
-	img.LayerDirs = store.layerDirs(layers)
+	img.LayerDirs, img.RootDir = store.layerDirs(layers)
 	img.FetchedLayers, img.FetchedBytes = int(p.layers.Load()), p.bytes.Load()
 	return img, store.save(ref, img, layers)
 }

@@ -24,6 +24,7 @@ import (
 //
 //	layers/<hex of diff ID>        one unpacked layer; it exists only when complete
 //	sizes/<hex of diff ID>         its size in bytes
+//	roots/<hex of diff ID>         empty; it exists when the layer's archive has an entry for "/"
 //	images/<hex of pinned digest>  JSON: what is needed to mount an image again
 //	tmp/<name>                     what is being made; its maker holds locks/<name>
 //	locks/<name>                   flock(2) files
@@ -40,7 +41,7 @@ const lockPoll = 20 * time.Millisecond
 // and removes what dead processes left half made.
 func OpenStore(dir string) (*Store, error) {
 	s := &Store{dir: dir}
-	for _, sub := range []string{"layers", "sizes", "images", "tmp", "locks"} {
+	for _, sub := range []string{"layers", "sizes", "roots", "images", "tmp", "locks"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, storeError("open layer store", err)
 		}
@@ -135,10 +136,15 @@ func (s *Store) begin(diffID digest.Digest) (dir string, err error) {
 	return dir, nil
 }
 
-func (s *Store) commit(diffID digest.Digest, size int64) error {
+func (s *Store) commit(diffID digest.Digest, got unpacked) error {
 	name := diffID.Encoded()
-	if err := os.WriteFile(s.path("sizes", name), strconv.AppendInt(nil, size, 10), 0o600); err != nil {
+	if err := os.WriteFile(s.path("sizes", name), strconv.AppendInt(nil, got.size, 10), 0o600); err != nil {
 		return storeError("commit layer", err)
+	}
+	if got.root {
+		if err := os.WriteFile(s.path("roots", name), nil, 0o600); err != nil {
+			return storeError("commit layer", err)
+		}
 	}
 	if err := os.Rename(s.path("tmp", name), s.path("layers", name)); err != nil {
 		return storeError("commit layer", err)
@@ -168,18 +174,21 @@ func (s *Store) used() (int64, error) {
 	return sum, nil
 }
 
-// layerDirs returns the directories of the layers, see [Image.LayerDirs].
-func (s *Store) layerDirs(layers []layer) []string {
-	var dirs []string
+// layerDirs returns the directories of the layers, see [Image.LayerDirs] and
+// [Image.RootDir].
+func (s *Store) layerDirs(layers []layer) (dirs []string, root string) {
 	seen := map[digest.Digest]bool{}
 	for _, l := range slices.Backward(layers) {
 		if !seen[l.diffID] {
 			seen[l.diffID] = true
 			dirs = append(dirs, s.path("layers", l.diffID.Encoded()))
 		}
+		if _, err := os.Lstat(s.path("roots", l.diffID.Encoded())); err == nil && root == "" {
+			root = s.path("layers", l.diffID.Encoded())
+		}
 	}
 	slices.Reverse(dirs)
-	return dirs
+	return dirs, root
 }
 
 // record is the JSON form of an image in the store.
@@ -215,7 +224,9 @@ func (s *Store) load(ref imageref.Reference) (Image, bool) {
 	if err != nil {
 		return Image{}, false
 	}
-	return Image{Manifest: m, ConfigDigest: c, Config: r.Image, LayerDirs: s.layerDirs(layers)}, true
+	img := Image{Manifest: m, ConfigDigest: c, Config: r.Image}
+	img.LayerDirs, img.RootDir = s.layerDirs(layers)
+	return img, true
 }
 
 func (s *Store) readRecord(name string) (r record, err error) {

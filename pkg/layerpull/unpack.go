@@ -37,43 +37,52 @@ type unpacker struct {
 	room   *atomic.Int64
 }
 
-// unpack reads one tar archive, not what follows it, and returns the bytes of the
-// files in it.
-func (u *unpacker) unpack(ctx context.Context, r io.Reader) (size int64, err error) {
+// unpacked says what was in a layer.
+type unpacked struct {
+	// size is the bytes of its files.
+	size int64
+	// root is set when it has an entry for "/".
+	root bool
+}
+
+// unpack reads one tar archive, not what follows it.
+func (u *unpacker) unpack(ctx context.Context, r io.Reader) (unpacked, error) {
+	none, got := unpacked{}, unpacked{}
 	extractor := layerfs.NewTarExtractor(&layerfs.UnpackOptions{OnDiskFormat: layerfs.OverlayfsRootfs{}})
 	tr := tar.NewReader(r)
 	for entries := 1; ; entries++ {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			return size, nil
+			return got, nil
 		}
 		if err == nil {
 			err = ctx.Err()
 		}
 		if err != nil {
-			return 0, err
+			return none, err
 		}
 		if entries > u.limits.LayerEntries {
-			return 0, errdefs.Newf(errdefs.TooLarge, "unpack", "the layer has more than %d entries", u.limits.LayerEntries)
+			return none, errdefs.Newf(errdefs.TooLarge, "unpack", "the layer has more than %d entries", u.limits.LayerEntries)
 		}
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
 			continue // git archive writes one; it is no file
 		}
 		if err := checkHeader(hdr); err != nil {
-			return 0, err
+			return none, err
 		}
 		// A sparse file's size is not bounded by the bytes in the stream.
-		if size += hdr.Size; size > u.limits.LayerBytes || size < 0 {
-			return 0, errLayerTooLarge
+		if got.size += hdr.Size; got.size > u.limits.LayerBytes || got.size < 0 {
+			return none, errLayerTooLarge
 		}
 		if u.room.Add(-hdr.Size) < 0 {
-			return 0, errdefs.Newf(errdefs.TooLarge, "unpack", "the layer store may hold %d bytes in all, and the layers need more", u.limits.StoreBytes)
+			return none, errdefs.Newf(errdefs.TooLarge, "unpack", "the layer store may hold %d bytes in all, and the layers need more", u.limits.StoreBytes)
 		}
 		if err := makeParents(u.dir, hdr.Name); err != nil {
-			return 0, err
+			return none, err
 		}
+		got.root = got.root || path.Clean("/"+hdr.Name) == "/"
 		if err := extractor.UnpackEntry(u.dir, hdr, tr); err != nil {
-			return 0, err
+			return none, err
 		}
 	}
 }

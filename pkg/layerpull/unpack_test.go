@@ -80,6 +80,44 @@ func TestUnpackKeepsWhatTheArchiveSays(t *testing.T) {
 	g.Expect(list(t, dir)).To(ConsistOf("suid", "tmp", "implied", "capable", "hard", "soft", "null", "fifo", "long"))
 }
 
+func TestRootOfTheImage(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	root := func(mode int64) images.Layer {
+		return entries(tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: mode, Uid: 7, Gid: 8})
+	}
+	for name, tc := range map[string]struct {
+		layers []images.Layer
+		want   int // the place among LayerDirs
+	}{
+		"none says":      {[]images.Layer{oneFile("/a"), oneFile("/b")}, -1},
+		"the lowest":     {[]images.Layer{root(0o555), oneFile("/a"), oneFile("/b")}, 0},
+		"the uppermost":  {[]images.Layer{root(0o755), root(0o555), oneFile("/a")}, 1},
+		"no layer":       {nil, -1},
+		"the same twice": {[]images.Layer{root(0o555), oneFile("/a"), root(0o555)}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			r := newRegistry(t)
+			ref, _ := r.push(t, images.Spec{Layers: tc.layers})
+			store := newStore(t)
+			for _, from := range []string{"the registry", "the store"} {
+				img, err := Pull(t.Context(), ref, store, r.config(t))
+				g.Expect(err).NotTo(HaveOccurred())
+				if tc.want < 0 {
+					g.Expect(img.RootDir).To(BeEmpty(), from)
+					continue
+				}
+				g.Expect(img.RootDir).To(Equal(img.LayerDirs[tc.want]), from)
+				st := stat(t, img.RootDir)
+				g.Expect(st.Mode & 0o7777).To(BeEquivalentTo(0o555))
+				g.Expect([]uint32{st.Uid, st.Gid}).To(Equal([]uint32{7, 8}))
+			}
+		})
+	}
+}
+
 func TestWhiteouts(t *testing.T) {
 	t.Parallel()
 	needsRoot(t)

@@ -146,7 +146,8 @@ func (k Keeper) survive(ctx context.Context, dead chan struct{}, shimErr error) 
 	if err != nil {
 		return err
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	server, err := ttrpc.NewServer(
+		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()), ttrpc.WithUnaryServerInterceptor(EscapeErrors))
 	if err != nil {
 		return fmt.Errorf("take the place of the task service: %w", err)
 	}
