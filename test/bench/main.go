@@ -9,9 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/husk-cri/husk/test/internal/rig"
@@ -20,22 +18,12 @@ import (
 // benchTimeout bounds the whole run.
 const benchTimeout = 20 * time.Minute
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, benchTimeout)
-	defer cancel()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1) //nolint:gocritic // exitAfterDefer: the process ends here
-	}
-}
+func main() { rig.Main("bench", benchTimeout, run) }
 
 func run(ctx context.Context, args []string) (err error) {
 	var opts rig.Options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.StringVar(&opts.Bin, "bin", "build/bin", "`directory` of the binaries")
-	flags.StringVar(&opts.Cache, "cache", "", "testnode's cache `directory`")
+	opts.Flags(flags)
 	out := flags.String("out", "build/bench", "write results into `directory`")
 	only := flags.String("only", "", "run this `benchmark` alone")
 	if err := flags.Parse(args); err != nil {

@@ -9,9 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/husk-cri/husk/test/internal/rig"
@@ -20,22 +18,12 @@ import (
 // demoTimeout bounds the whole run, for machines where something hangs.
 const demoTimeout = 5 * time.Minute
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
-	defer cancel()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(1) //nolint:gocritic // exitAfterDefer: the process ends here
-	}
-}
+func main() { rig.Main("demo", demoTimeout, run) }
 
 func run(ctx context.Context, args []string) (err error) {
 	var opts rig.Options
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	flags.StringVar(&opts.Bin, "bin", "build/bin", "`directory` of the binaries")
-	flags.StringVar(&opts.Cache, "cache", "", "testnode's cache `directory`")
+	opts.Flags(flags)
 	evidence := flags.String("evidence", "", "write the evidence to `FILE`")
 	kind := flags.String("image", "encrypted", "encrypted, plain or index (multi-arch and encrypted)")
 	if err := flags.Parse(args); err != nil {
