@@ -33,7 +33,10 @@ func newApp() *cli.App {
 			"runtime_pull_image = true it fetches an image's manifest and config and nothing else; " +
 			"the runtime pulls the layers inside the pod. The other commands look at the records it keeps.\n\n" +
 			"Exit codes: 0 done; 1 failed; 3 image or record not found; 4 refused " +
-			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable.",
+			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable.\n\n" +
+			"Files: /etc/husk/husk.toml (or $HUSK_CONFIG) is Husk's configuration, and may be missing; " +
+			"/etc/crio/crio.conf and crio.conf.d are CRI-O's, read for its storage, handlers and policy; " +
+			"/etc/husk/shim.toml is the shim's. All commands need root.",
 		Commands: []*cli.Command{
 			serveCommand(),
 			pullCommand(),

@@ -13,9 +13,10 @@ import (
 const (
 	bashCompletion = `# bash completion for husk
 _husk() {
-  local cur=${COMP_WORDS[COMP_CWORD]} opts
+  local cur=${COMP_WORDS[COMP_CWORD]} flag opts
+  flag=${cur/#--/-} # a bare -- would end the options
   if [[ $cur == -* ]]; then
-    opts=$("${COMP_WORDS[@]:0:COMP_CWORD}" "$cur" --generate-bash-completion 2>/dev/null)
+    opts=$("${COMP_WORDS[@]:0:COMP_CWORD}" "$flag" --generate-bash-completion 2>/dev/null)
   else
     opts=$("${COMP_WORDS[@]:0:COMP_CWORD}" --generate-bash-completion 2>/dev/null)
   fi
@@ -26,7 +27,7 @@ complete -o bashdefault -o default -F _husk husk
 	zshCompletion = `#compdef husk
 _husk() {
   local -a opts
-  local cur=${words[-1]}
+  local cur=${words[-1]/#--/-}
   if [[ $cur == -* ]]; then
     opts=("${(@f)$(${words[@]:0:#words[@]-1} ${cur} --generate-bash-completion 2>/dev/null)}")
   else
@@ -34,7 +35,7 @@ _husk() {
   fi
   if [[ -n ${opts[1]} ]]; then _describe 'values' opts; else _files; fi
 }
-compdef _husk husk
+if [[ ${funcstack[1]} == _husk ]]; then _husk; else compdef _husk husk; fi
 `
 )
 
@@ -42,7 +43,10 @@ func completionCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "completion",
 		Usage:     "print the completion script of a shell",
-		ArgsUsage: "bash|zsh|fish",
+		UsageText: "husk completion bash|zsh|fish",
+		BashComplete: func(c *cli.Context) {
+			_, _ = fmt.Fprintln(c.App.Writer, "bash\nzsh\nfish")
+		},
 		Action: func(c *cli.Context) error {
 			var script string
 			switch shell := c.Args().First(); shell {

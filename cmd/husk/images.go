@@ -9,10 +9,12 @@ import (
 
 func imagesCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "images",
-		Usage:  "list the layer-less images of this node",
-		Flags:  []cli.Flag{formatFlag()},
-		Action: images,
+		Name:      "images",
+		Usage:     "list the layer-less images of this node",
+		UsageText: "husk images [--format json]",
+		Flags:     []cli.Flag{formatFlag()},
+		Before:    noArgs,
+		Action:    images,
 	}
 }
 

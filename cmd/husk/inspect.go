@@ -15,7 +15,7 @@ func inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Usage:     "show layer-less images as JSON, with digests, config and references",
-		ArgsUsage: "REFERENCE|ID",
+		UsageText: "husk inspect REFERENCE|ID",
 		Action: func(c *cli.Context) error {
 			name, err := oneArg(c, "a reference or an image ID")
 			if err != nil {

@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+
+	"github.com/sirupsen/logrus"
 )
 
 // version is set by the linker.
@@ -20,6 +22,7 @@ func main() {
 		// each hand-over costs more than it gains (docs/adr/0007-forwarding.md).
 		runtime.GOMAXPROCS(1)
 	}
+	logrus.SetLevel(logrus.WarnLevel) // the libraries' log; Husk's own is log/slog
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := newApp().RunContext(ctx, os.Args); err != nil {

@@ -25,6 +25,14 @@ func formatFlag() cli.Flag {
 	}
 }
 
+// noArgs refuses arguments of a command that takes none.
+func noArgs(c *cli.Context) error {
+	if c.NArg() > 0 {
+		return errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "takes no arguments, got %q", c.Args().First())
+	}
+	return nil
+}
+
 // oneArg returns the command's only argument.
 func oneArg(c *cli.Context, what string) (string, error) {
 	if c.NArg() != 1 {

@@ -19,7 +19,7 @@ func pullCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "pull",
 		Usage:     "fetch manifest and config of an image, as a pod's pull would",
-		ArgsUsage: "REFERENCE",
+		UsageText: "husk pull [options] REFERENCE",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in to the registry as `NAME`"},
 			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from standard input"},

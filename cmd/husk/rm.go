@@ -12,7 +12,7 @@ func rmCommand() *cli.Command {
 		Usage: "remove a layer-less image: by ID with all its references, by reference only that one",
 		Description: "An image that a container was made from is not removed. " +
 			"Ordinary images are CRI-O's; use crictl rmi for them.",
-		ArgsUsage: "REFERENCE|ID",
+		UsageText: "husk rm REFERENCE|ID",
 		Action: func(c *cli.Context) error {
 			name, err := oneArg(c, "a reference or an image ID")
 			if err != nil {

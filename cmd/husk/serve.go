@@ -29,9 +29,11 @@ const (
 
 func serveCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "serve",
-		Usage:  "stand in front of CRI-O",
-		Action: serve,
+		Name:      "serve",
+		Usage:     "stand in front of CRI-O",
+		UsageText: "husk [--config FILE] serve",
+		Before:    noArgs,
+		Action:    serve,
 	}
 }
 
@@ -80,6 +82,13 @@ func serve(c *cli.Context) (err error) {
 	}
 	log.Info("serving CRI", "version", version, "listen", n.config.Listen, "backend", backend,
 		"guest_pull_handlers", strings.Join(n.crio.GuestPullHandlers(), ","))
+	for _, name := range n.crio.GuestPullHandlers() {
+		for _, path := range []string{n.crio.Handlers[name].Path, n.crio.Handlers[name].ConfigPath} {
+			if _, err := os.Stat(path); path != "" && err != nil {
+				log.Warn("CRI-O ignores a runtime handler whose files are missing", "handler", name, "error", err)
+			}
+		}
+	}
 	if len(n.crio.GuestPullHandlers()) == 0 {
 		log.Warn("no runtime handler in crio.conf has runtime_pull_image = true and runtime_type = \"vm\": every call is forwarded")
 	}

@@ -14,7 +14,7 @@ import (
 
 const appImage = "registry.local/app:1"
 
-// kubelet replays the calls of kubelet 1.34 for one container (NODE.md, "What
+// kubelet replays the calls of kubelet 1.34 for one container (as traced: "What
 // kubelet sends").
 type kubelet struct {
 	*node

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -49,7 +50,7 @@ func (p *printer) table(e *Evidence) {
 	}
 	baseline := "pulled it, layers and all"
 	if e.BaselineError != "" {
-		baseline = "refused: …" + lastPart(e.BaselineError)
+		baseline = "refuses it: " + reason(e.BaselineError)
 	}
 	rows := [][2]string{
 		{"image", e.Image.Ref},
@@ -71,12 +72,11 @@ func (p *printer) table(e *Evidence) {
 	_, _ = fmt.Fprintln(p.w)
 }
 
-// lastPart is the end of a long error, where the reason stands.
-func lastPart(text string) string {
-	const width = 90
-	r := []rune(text)
-	if len(r) <= width {
-		return text
+// reason is what a chain of errors ends with.
+func reason(text string) string {
+	text = strings.TrimRight(text, ": ")
+	if at := strings.LastIndex(text, ": "); at >= 0 {
+		return text[at+2:]
 	}
-	return string(r[len(r)-width:])
+	return text
 }

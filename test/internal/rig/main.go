@@ -2,6 +2,7 @@ package rig
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -18,7 +19,7 @@ func Main(name string, timeout time.Duration, run func(ctx context.Context, args
 	err := run(ctx, os.Args[1:])
 	cancel()
 	stop()
-	if err != nil {
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		os.Exit(1)
 	}

@@ -24,7 +24,8 @@ func (r *Rig) RunPod(ctx context.Context, name, handler string) (Pod, error) {
 		"log_directory": p.logs,
 		"linux": map[string]any{
 			"cgroup_parent": r.Node.CgroupParent,
-			// 1 is CONTAINER, kubelet's default: see shared/NODE.md on oom_score_adj.
+			// 1 is CONTAINER, kubelet's default; another one makes an infra container, whose
+			// oom_score_adj of -998 needs CAP_SYS_RESOURCE.
 			"security_context": map[string]any{"namespace_options": map[string]any{"pid": 1}},
 		},
 	}

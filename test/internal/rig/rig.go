@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/husk-cri/husk/internal/testkit/images"
@@ -68,7 +69,7 @@ type Request struct {
 }
 
 // Start brings a node up, in a new folder with a short path. The caller closes it.
-func Start(ctx context.Context, opts Options) (r *Rig, err error) {
+func Start(ctx context.Context, opts Options) (*Rig, error) {
 	bin, err := filepath.Abs(opts.Bin)
 	if err != nil {
 		return nil, err
@@ -77,48 +78,49 @@ func Start(ctx context.Context, opts Options) (r *Rig, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = &Rig{bin: bin, Dir: filepath.Join(dir, "n")}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.Close(context.WithoutCancel(ctx)))
-		}
-	}()
+	r := &Rig{bin: bin, Dir: filepath.Join(dir, "n")}
+	if err := r.up(ctx, opts); err != nil {
+		return nil, errors.Join(err, r.Close(context.WithoutCancel(ctx)))
+	}
+	return r, nil
+}
+
+func (r *Rig) up(ctx context.Context, opts Options) error {
+	dir := filepath.Dir(r.Dir)
 	for _, d := range []string{r.Dir, r.Keys()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := images.GenerateKeys(r.keyPair()); err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.Rename(filepath.Join(r.keyPair(), "private.pem"), filepath.Join(r.Keys(), "private.pem")); err != nil {
-		return nil, err
+		return err
 	}
 	shim := filepath.Join(dir, "shim.toml")
 	text := fmt.Sprintf("runtime_root = %q\nkeys_dir = %q\nregistries_conf = %q\nexits_dir = %q\n",
 		filepath.Join(dir, "state", "runc"), r.Keys(), filepath.Join(r.Dir, "conf", "registries.conf"), filepath.Join(r.Dir, "crio", "exits"))
 	if err := os.WriteFile(shim, []byte(text), 0o600); err != nil {
-		return nil, err
+		return err
 	}
 	out, err := r.Tool(ctx, "testnode", "up", "--dir", r.Dir, "--cache", opts.Cache,
-		"--husk-shim", filepath.Join(bin, "containerd-shim-husk-v2"), "--shim-config", shim)
+		"--husk-shim", filepath.Join(r.bin, "containerd-shim-husk-v2"), "--shim-config", shim)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := json.Unmarshal([]byte(out), &r.Node); err != nil {
-		return nil, fmt.Errorf("parse node.json: %w", err)
+		return fmt.Errorf("parse node.json: %w", err)
 	}
-	return r, nil
+	return nil
 }
 
-// Close takes the node down and removes its folder.
+// Close takes the node down, however far it had come up, and removes its folder.
 func (r *Rig) Close(ctx context.Context) error {
-	var err error
-	if r.Node.FrontSocket != "" {
-		_, err = r.Tool(ctx, "testnode", "down", "--dir", r.Dir)
-	}
-	if err != nil {
-		return err // the folder has the logs that say why
+	if _, err := os.Stat(filepath.Join(r.Dir, "node.json")); err == nil {
+		if _, err := r.Tool(ctx, "testnode", "down", "--dir", r.Dir); err != nil {
+			return err // the folder has the logs that say why
+		}
 	}
 	return os.RemoveAll(filepath.Dir(r.Dir))
 }
@@ -154,6 +156,11 @@ func (r *Rig) Tool(ctx context.Context, name string, args ...string) (string, er
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, filepath.Join(r.bin, name), args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// A Ctrl-C is for this process, which then takes the node down; a tool that is
+	// cut off in the middle could leave what nobody knows of.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = startTimeout
 	if err := cmd.Run(); err != nil {
 		return stdout.String(), &ToolError{Tool: name, Stderr: strings.TrimSpace(stderr.String()), err: err}
 	}
