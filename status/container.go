@@ -59,13 +59,13 @@ type Finder func(storageID string) (Origin, bool, error)
 // reserve is room for the names that a patched container gains, in bytes.
 const reserve = 256
 
-// recordMark is in the bytes of every container the front has created.
-func recordMark() []byte { return []byte(annotations.RecordID) }
+// RecordMark is in the bytes of every container the front has created.
+func RecordMark() []byte { return []byte(annotations.RecordID) }
 
 // EditContainers puts the true images into an encoded ListContainersResponse or
 // StreamContainersResponse. It asks no store: the annotations say it all.
 func EditContainers(answer []byte) ([]byte, error) {
-	mark := recordMark()
+	mark := RecordMark()
 	if !bytes.Contains(answer, mark) {
 		return answer, nil
 	}

@@ -10,6 +10,9 @@ import (
 	"github.com/husk-cri/husk/internal/shim"
 )
 
+// version is set by the linker.
+var version = "dev"
+
 func main() {
-	os.Exit(shim.Main(context.Background(), os.Args, sandbox.Layers{}))
+	os.Exit(shim.Main(context.Background(), os.Args, version, sandbox.Layers{}))
 }

@@ -72,7 +72,7 @@ func (s *Server) intercepts() map[string]func(*call) error {
 		cri.RuntimeService_RestorePod_FullMethodName:         s.restorePod,
 		cri.RuntimeService_ContainerStatus_FullMethodName:    s.reportOne(status.EditContainerStatus),
 		cri.RuntimeService_PodSandboxStatus_FullMethodName:   s.reportOne(status.EditPodSandboxStatus),
-		cri.RuntimeService_ListContainers_FullMethodName:     s.reportOne(editContainers),
+		cri.RuntimeService_ListContainers_FullMethodName:     s.listContainers,
 		cri.RuntimeService_StreamContainers_FullMethodName:   s.reportMany(editContainers),
 		cri.RuntimeService_GetContainerEvents_FullMethodName: s.reportMany(status.EditContainerEvent),
 	}
@@ -113,16 +113,20 @@ func (c *call) decode(m proto.Message) error {
 
 // relay sends an encoded request to CRI-O on behalf of the client.
 func (c *call) relay(request []byte) ([]byte, error) {
-	return c.backend.Relay(c.stream, c.method, request)
+	answer, err := c.backend.Relay(c.stream, c.method, request)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Bytes(), nil
 }
 
 // passOn forwards the request and the answer as they are.
 func (c *call) passOn() error {
-	answer, err := c.relay(c.request)
+	answer, err := c.backend.Relay(c.stream, c.method, c.request)
 	if err != nil {
 		return err
 	}
-	return c.send(answer)
+	return c.stream.SendMsg(answer)
 }
 
 func (c *call) send(answer []byte) error { return c.stream.SendMsg(forward.NewFrame(answer)) }

@@ -31,10 +31,13 @@ import (
 // variable and not an argument because containerd's framework owns the arguments.
 const daemonEnv = "HUSK_SHIM_DAEMON"
 
+// binaryName is what CRI-O makes of [Name].
+const binaryName = "containerd-shim-husk-v2"
+
 // Main runs whichever process the arguments and the environment ask for, and returns
-// its exit status.
-func Main(ctx context.Context, args []string, puller sandbox.Puller) int {
-	err := run(ctx, args, puller)
+// its exit status. Version is what --version prints.
+func Main(ctx context.Context, args []string, version string, puller sandbox.Puller) int {
+	err := run(ctx, args, version, puller)
 	if err != nil {
 		_, _ = fmt.Fprintf(os.Stderr, "%s: %v\n", Name, err) // there is nowhere else to say it
 		return 1
@@ -42,12 +45,15 @@ func Main(ctx context.Context, args []string, puller sandbox.Puller) int {
 	return 0
 }
 
-func run(ctx context.Context, args []string, puller sandbox.Puller) error {
+func run(ctx context.Context, args []string, version string, puller sandbox.Puller) error {
 	command := ""
 	if len(args) > 1 {
 		command = args[1]
 	}
 	switch {
+	case command == "--version" || command == "-v": // CRI-O asks each time it starts
+		_, err := fmt.Println(binaryName, version)
+		return err
 	case command == sandbox.ChildCommand:
 		return sandbox.Child(ctx, os.Stdin, os.Stdout, puller)
 	case command == keeper.Command:

@@ -55,6 +55,8 @@ type container struct {
 	created chan struct{}
 	// identity is whom its processes run as; nil leaves it to the caller.
 	identity *bundlegen.Identity
+	// outputs are the FIFOs of its execs.
+	outputs outputs
 }
 
 var errDeleted = errors.New("the container was deleted while it was being created")
@@ -112,26 +114,46 @@ func (s *service) Exec(ctx context.Context, req *taskapi.ExecProcessRequest) (*p
 	if err := c.settled(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.identify(req); err != nil {
+		return nil, err
+	}
+	resp, err := s.TaskService.Exec(ctx, req)
+	if err == nil {
+		c.outputs.hold(ctx, req.ExecID, req.Stdout, req.Stderr)
+	}
+	return resp, err
+}
+
+// identify makes an exec run as the container's user.
+func (c *container) identify(req *taskapi.ExecProcessRequest) error {
 	if c.identity == nil {
-		return s.TaskService.Exec(ctx, req)
+		return nil
 	}
 	var process rspec.Process
 	if err := json.Unmarshal(req.Spec.GetValue(), &process); err != nil {
-		return nil, status.Error(codes.InvalidArgument, fmt.Sprintf("exec in container %s: %v", req.ID, err))
+		return status.Error(codes.InvalidArgument, fmt.Sprintf("exec in container %s: %v", req.ID, err))
 	}
 	c.identity.Apply(&process)
 	value, err := json.Marshal(&process)
 	if err != nil {
-		return nil, errdefs.ToGRPC(fmt.Errorf("exec in container %s: %w", req.ID, err))
+		return errdefs.ToGRPC(fmt.Errorf("exec in container %s: %w", req.ID, err))
 	}
 	req.Spec = &ptypes.Any{TypeUrl: req.Spec.TypeUrl, Value: value}
-	return s.TaskService.Exec(ctx, req)
+	return nil
 }
 
 // Wait is noted: an exit that CRI-O does not wait for is announced.
 func (s *service) Wait(ctx context.Context, req *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
-	if req.ExecID != "" || s.find(req.ID) == nil {
+	c := s.find(req.ID)
+	if c == nil {
 		return s.TaskService.Wait(ctx, req)
+	}
+	if req.ExecID != "" {
+		resp, err := s.TaskService.Wait(ctx, req)
+		if err == nil {
+			c.outputs.expire(req.ExecID, unclaimedTimeout)
+		}
+		return resp, err
 	}
 	answered := s.waits.begin(ctx, req.ID)
 	resp, err := s.TaskService.Wait(ctx, req)
@@ -159,7 +181,7 @@ func (s *service) Kill(ctx context.Context, req *taskapi.KillRequest) (*ptypes.E
 // not there is deleted: CRI-O repeats a removal that it did not finish.
 func (s *service) Delete(ctx context.Context, req *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	if req.ExecID != "" {
-		return s.TaskService.Delete(ctx, req)
+		return s.deleteExec(ctx, req)
 	}
 	if c := s.find(req.ID); c != nil {
 		c.abort(errDeleted)
@@ -180,6 +202,20 @@ func (s *service) Delete(ctx context.Context, req *taskapi.DeleteRequest) (*task
 	return resp, nil
 }
 
+// deleteExec removes an exec once CRI-O has its output. containerd's Delete waits until
+// all of it is in the FIFOs.
+func (s *service) deleteExec(ctx context.Context, req *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	resp, err := s.TaskService.Delete(ctx, req)
+	c := s.find(req.ID)
+	if err != nil || c == nil {
+		return resp, err
+	}
+	if fifos := c.outputs.take(req.ExecID); !drain(ctx, fifos, drainTimeout) {
+		log.G(ctx).WithField("container", req.ID).WithField("exec", req.ExecID).Warn("output of an exec was not read")
+	}
+	return resp, nil
+}
+
 // forget drops what the service holds of a container that is no more.
 func (s *service) forget(id string) error {
 	if err := pod.ValidID(id); err != nil {
@@ -191,8 +227,9 @@ func (s *service) forget(id string) error {
 	s.waits.forget(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c := s.containers[id]; c != nil && c.sandbox {
-		s.over = true
+	if c := s.containers[id]; c != nil {
+		c.outputs.release()
+		s.over = s.over || c.sandbox
 	}
 	delete(s.containers, id)
 	return nil

@@ -44,6 +44,7 @@ type fakeTasks struct {
 	taskapi.TaskService
 	mu       sync.Mutex
 	status   map[string]task.Status
+	execErr  error
 	execed   *taskapi.ExecProcessRequest
 	created  *taskapi.CreateTaskRequest
 	shutdown int
@@ -87,13 +88,16 @@ func (f *fakeTasks) Delete(_ context.Context, req *taskapi.DeleteRequest) (*task
 	if _, ok := f.status[req.ID]; !ok {
 		return nil, status.Error(codes.NotFound, "container not created")
 	}
+	if req.ExecID != "" {
+		return &taskapi.DeleteResponse{ExitStatus: 7}, nil
+	}
 	delete(f.status, req.ID)
 	return &taskapi.DeleteResponse{ExitStatus: 7}, nil
 }
 
 func (f *fakeTasks) Exec(_ context.Context, req *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
 	f.execed = req
-	return &ptypes.Empty{}, nil
+	return &ptypes.Empty{}, f.execErr
 }
 
 func (f *fakeTasks) Shutdown(context.Context, *taskapi.ShutdownRequest) (*ptypes.Empty, error) {

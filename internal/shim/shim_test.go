@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 		command = os.Args[1]
 	}
 	if os.Getenv(binaryEnv) != "" || os.Getenv(daemonEnv) != "" || command == keeper.Command || command == sandbox.ChildCommand {
-		os.Exit(Main(context.Background(), os.Args, busyboxPuller{}))
+		os.Exit(Main(context.Background(), os.Args, "1.2.3", busyboxPuller{}))
 	}
 	os.Exit(m.Run())
 }
@@ -256,11 +256,18 @@ func (e *e2e) output(name string) string {
 // exec runs a command in a container and returns what it prints.
 func (e *e2e) exec(id string, args ...string) string {
 	e.t.Helper()
+	name := newID(e.t)
+	e.deleteExec(id, e.runExec(id, "file://"+filepath.Join(e.dir, name+".out"), args...))
+	return e.output(name)
+}
+
+// runExec runs a command in a container until it exits and returns its exec ID.
+func (e *e2e) runExec(id, out string, args ...string) string {
+	e.t.Helper()
 	ctx := e.t.Context()
 	process, err := json.Marshal(&rspec.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
 	e.g.Expect(err).NotTo(HaveOccurred())
 	execID := newID(e.t)
-	out := "file://" + filepath.Join(e.dir, execID+".out")
 	_, err = e.client.Exec(ctx, &taskapi.ExecProcessRequest{
 		ID: id, ExecID: execID, Stdout: out, Stderr: out, Spec: &ptypes.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: process},
 	})
@@ -269,9 +276,13 @@ func (e *e2e) exec(id string, args ...string) string {
 	e.g.Expect(err).NotTo(HaveOccurred())
 	_, err = e.client.Wait(ctx, &taskapi.WaitRequest{ID: id, ExecID: execID})
 	e.g.Expect(err).NotTo(HaveOccurred())
-	_, err = e.client.Delete(ctx, &taskapi.DeleteRequest{ID: id, ExecID: execID})
+	return execID
+}
+
+func (e *e2e) deleteExec(id, execID string) {
+	e.t.Helper()
+	_, err := e.client.Delete(e.t.Context(), &taskapi.DeleteRequest{ID: id, ExecID: execID})
 	e.g.Expect(err).NotTo(HaveOccurred())
-	return e.output(execID)
 }
 
 // remove is CRI-O's StopContainer and deleteContainer.
@@ -320,6 +331,13 @@ func TestPodOnTheRealBinary(t *testing.T) {
 	g.Expect(e.exec(id, "/bin/sh", "-c", "echo $HOME")).To(Equal("/home/web\n"))
 	g.Expect(e.processes("-id "+e.sandboxID)).To(HaveLen(1), "one shim for the pod")
 
+	// CRI-O may begin to read what an exec prints only when it has deleted the exec.
+	path := mkfifo(t)
+	execID := e.runExec(id, path, "/bin/echo", "late")
+	out := readLater(t, path, 50*time.Millisecond)
+	e.deleteExec(id, execID)
+	g.Expect(out()).To(Equal("late\n"))
+
 	// The host sees no layer, and no mount of the shim's.
 	entries, err := os.ReadDir(e.pod.Store())
 	g.Expect(err).NotTo(HaveOccurred())
@@ -331,6 +349,18 @@ func TestPodOnTheRealBinary(t *testing.T) {
 	e.remove(id)
 	e.remove(e.sandboxID)
 	e.gone()
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	for _, flag := range []string{"--version", "-v"} {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", flag)
+		cmd.Env = append(os.Environ(), binaryEnv+"=1")
+		out, err := cmd.CombinedOutput()
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(string(out)).To(Equal("containerd-shim-husk-v2 1.2.3\n"))
+	}
 }
 
 func TestKilledShim(t *testing.T) {

@@ -18,8 +18,9 @@ const (
 	frontWarmUp     = 50
 )
 
-// FrontResult is what the front adds to a call, against CRI-O's own socket. The
-// two are asked in turn, so that both see the same machine.
+// FrontResult is what the front adds to a call, against CRI-O's own socket, and
+// what a proxy that understands nothing (socat) adds: the least that any process in
+// between can. The three are asked in turn, so that all see the same machine.
 type FrontResult struct {
 	Containers     int     `json:"containers"`
 	Calls          int     `json:"calls_each"`
@@ -35,8 +36,10 @@ type Latency struct {
 	DirectP99 float64 `json:"direct_p99_us"`
 	FrontP50  float64 `json:"front_p50_us"`
 	FrontP99  float64 `json:"front_p99_us"`
+	ProxyP50  float64 `json:"byte_proxy_p50_us"`
 	AddedP50  float64 `json:"added_p50_us"`
 	AddedP99  float64 `json:"added_p99_us"`
+	ProxyAdds float64 `json:"byte_proxy_added_p50_us"`
 }
 
 func measureFront(ctx context.Context, r *rig.Rig) (any, error) {
@@ -53,9 +56,19 @@ func measureFront(ctx context.Context, r *rig.Rig) (any, error) {
 		return nil, err
 	}
 	defer direct.close()
+	proxied, err := r.StartByteProxy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	proxy, err := dial(proxied)
+	if err != nil {
+		return nil, err
+	}
+	defer proxy.close()
+	sides := []*client{direct, front, proxy}
 
 	result := FrontResult{Containers: frontContainers, Calls: frontCalls, Goal: "p50 added under 200 us"}
-	result.ListContainers, err = compare(ctx, direct, front, func(ctx context.Context, c *client) error {
+	result.ListContainers, err = compare(ctx, sides, func(ctx context.Context, c *client) error {
 		list, err := c.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
 		if err == nil && len(list.GetContainers()) < frontContainers {
 			err = fmt.Errorf("%d containers are listed", len(list.GetContainers()))
@@ -65,7 +78,7 @@ func measureFront(ctx context.Context, r *rig.Rig) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	result.Version, err = compare(ctx, direct, front, func(ctx context.Context, c *client) error {
+	result.Version, err = compare(ctx, sides, func(ctx context.Context, c *client) error {
 		_, err := c.runtime.Version(ctx, &cri.VersionRequest{})
 		return err
 	})
@@ -95,8 +108,8 @@ func makeContainers(ctx context.Context, r *rig.Rig) error {
 	return nil
 }
 
-func compare(ctx context.Context, direct, front *client, call func(context.Context, *client) error) (Latency, error) {
-	sides := []*client{direct, front}
+// compare measures one call on CRI-O's socket, the front's and the byte proxy's.
+func compare(ctx context.Context, sides []*client, call func(context.Context, *client) error) (Latency, error) {
 	times := make([][]float64, len(sides))
 	for i := range frontWarmUp + frontCalls {
 		for side, c := range sides {
@@ -114,6 +127,8 @@ func compare(ctx context.Context, direct, front *client, call func(context.Conte
 		slices.Sort(t)
 	}
 	l := Latency{DirectP50: at(0, .5), DirectP99: at(0, .99), FrontP50: at(1, .5), FrontP99: at(1, .99)}
+	l.ProxyP50 = at(2, .5)
+	l.ProxyAdds = l.ProxyP50 - l.DirectP50
 	l.AddedP50, l.AddedP99 = l.FrontP50-l.DirectP50, l.FrontP99-l.DirectP99
 	return l, nil
 }

@@ -92,12 +92,16 @@ func (b *Backend) Close() error { return b.conn.Close() }
 // backend sends back as headers and trailers is dropped. Errors are the
 // backend's own.
 func (b *Backend) Call(ctx context.Context, method string, request []byte) ([]byte, error) {
-	return b.call(ctx, method, request)
+	answer, err := b.call(ctx, method, request)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Bytes(), nil
 }
 
 // Relay is [Backend.Call] for the call that answers the client: headers and
-// trailers are passed on to it.
-func (b *Backend) Relay(stream grpc.ServerStream, method string, request []byte) ([]byte, error) {
+// trailers are passed on to it. The answer has not been copied.
+func (b *Backend) Relay(stream grpc.ServerStream, method string, request []byte) (*Frame, error) {
 	var header, trailer metadata.MD
 	answer, err := b.call(stream.Context(), method, request, grpc.Header(&header), grpc.Trailer(&trailer))
 	stream.SetTrailer(trailer)
@@ -107,12 +111,12 @@ func (b *Backend) Relay(stream grpc.ServerStream, method string, request []byte)
 	return answer, err
 }
 
-func (b *Backend) call(ctx context.Context, method string, request []byte, opts ...grpc.CallOption) ([]byte, error) {
+func (b *Backend) call(ctx context.Context, method string, request []byte, opts ...grpc.CallOption) (*Frame, error) {
 	answer := new(Frame)
 	if err := b.conn.Invoke(outgoing(ctx), method, NewFrame(request), answer, opts...); err != nil {
 		return nil, err
 	}
-	return answer.Bytes(), nil
+	return answer, nil
 }
 
 // outgoing gives ctx the metadata that the client sent. gRPC itself leaves out

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"bytes"
 	"fmt"
 
 	"google.golang.org/grpc/mem"
@@ -23,6 +24,25 @@ func (f *Frame) Bytes() []byte {
 	f.buffers.Free()
 	f.buffers = nil
 	return message
+}
+
+// Contains reports whether part is in the message, without copying it.
+func (f *Frame) Contains(part []byte) bool {
+	overlap := len(part) - 1
+	var seam []byte // the end of what was searched, then the start of what follows
+	for _, buffer := range f.buffers {
+		data := buffer.ReadOnlyData()
+		seam = append(seam, data[:min(len(data), overlap)]...)
+		if bytes.Contains(data, part) || bytes.Contains(seam, part) {
+			return true
+		}
+		if len(data) >= overlap {
+			seam = append(seam[:0], data[len(data)-overlap:]...)
+		} else {
+			seam = seam[max(0, len(seam)-overlap):]
+		}
+	}
+	return false
 }
 
 // codec hands frames to gRPC and takes them from it, untouched.

@@ -184,6 +184,20 @@ func (r *Rig) StartHusk(ctx context.Context) error {
 	})
 }
 
+// StartByteProxy starts a proxy in front of CRI-O that copies bytes and understands
+// none of them, and returns its socket.
+func (r *Rig) StartByteProxy(ctx context.Context) (string, error) {
+	socket := filepath.Join(r.Dir, "run", "proxy.sock")
+	if _, err := r.Tool(ctx, "testnode", "start", "--dir", r.Dir, "byte-proxy",
+		"/usr/bin/socat", "UNIX-LISTEN:"+socket+",fork", "UNIX-CONNECT:"+r.Node.CRIO.Socket); err != nil {
+		return "", err
+	}
+	return socket, r.await(ctx, "the byte proxy", func() error {
+		_, err := os.Stat(socket)
+		return err
+	})
+}
+
 // HuskPID returns the process ID of husk.
 func (r *Rig) HuskPID() (int, error) {
 	data, err := os.ReadFile(filepath.Join(r.Dir, "node.json"))
