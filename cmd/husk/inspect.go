@@ -16,19 +16,7 @@ func inspectCommand() *cli.Command {
 		Name:      "inspect",
 		Usage:     "show layer-less images as JSON, with digests, config and references",
 		UsageText: "husk inspect REFERENCE|ID",
-		Action: func(c *cli.Context) error {
-			name, err := oneArg(c, "a reference or an image ID")
-			if err != nil {
-				return err
-			}
-			n, err := openNode(c)
-			if err != nil {
-				return err
-			}
-			found, err := n.find(c.Context, name)
-			if err != nil {
-				return err
-			}
+		Action: onRecords(func(c *cli.Context, _ *node, found status.Match) error {
 			views := make([]imageView, 0, len(found.Records))
 			for _, r := range found.Records {
 				v := newImageView(r)
@@ -36,7 +24,26 @@ func inspectCommand() *cli.Command {
 				views = append(views, v)
 			}
 			return printJSON(c.App.Writer, views)
-		},
+		}),
+	}
+}
+
+// onRecords is the action of a command on what its one argument stands for.
+func onRecords(do func(c *cli.Context, n *node, found status.Match) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		name, err := oneArg(c, "a reference or an image ID")
+		if err != nil {
+			return err
+		}
+		n, err := openNode(c)
+		if err != nil {
+			return err
+		}
+		found, err := n.find(c.Context, name)
+		if err != nil {
+			return err
+		}
+		return do(c, n, found)
 	}
 }
 

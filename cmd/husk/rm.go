@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/husk-cri/husk/status"
 )
 
 func rmCommand() *cli.Command {
@@ -13,34 +16,23 @@ func rmCommand() *cli.Command {
 		Description: "An image that a container was made from is not removed. " +
 			"Ordinary images are CRI-O's; use crictl rmi for them.",
 		UsageText: "husk rm REFERENCE|ID",
-		Action: func(c *cli.Context) error {
-			name, err := oneArg(c, "a reference or an image ID")
-			if err != nil {
+		Action: onRecords(func(c *cli.Context, n *node, found status.Match) error {
+			if err := n.remove(c.Context, found); err != nil {
 				return err
 			}
-			n, err := openNode(c)
-			if err != nil {
-				return err
-			}
-			if err := n.remove(c, name); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(c.App.Writer, name)
+			_, err := fmt.Fprintln(c.App.Writer, c.Args().First())
 			return err
-		},
+		}),
 	}
 }
 
-func (n *node) remove(c *cli.Context, name string) error {
-	found, err := n.find(c.Context, name)
-	if err != nil {
-		return err
-	}
+// remove removes one reference, or the records of an ID.
+func (n *node) remove(ctx context.Context, found status.Match) error {
 	if !found.By.IsZero() {
-		return n.store.RemoveReference(c.Context, found.By)
+		return n.store.RemoveReference(ctx, found.By)
 	}
 	for _, r := range found.Records {
-		if err := n.store.Remove(c.Context, r.StorageID); err != nil {
+		if err := n.store.Remove(ctx, r.StorageID); err != nil {
 			return err
 		}
 	}

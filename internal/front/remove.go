@@ -38,9 +38,9 @@ func (s *Server) removeImage(c *call) error {
 		return err
 	}
 	if !explicit && !named.By.IsZero() {
-		if held, err := s.heldByCRIO(c.ctx(), name); err != nil {
+		if image, err := s.ordinaryImage(c.ctx(), name); err != nil {
 			return err
-		} else if held {
+		} else if image != nil {
 			return c.passOn()
 		}
 	}
@@ -56,16 +56,6 @@ func (s *Server) done(c *call, err error) error {
 		return err
 	}
 	return c.answer(new(cri.RemoveImageResponse))
-}
-
-// heldByCRIO reports whether CRI-O has an ordinary image by the name.
-func (s *Server) heldByCRIO(ctx context.Context, name string) (bool, error) {
-	image, err := s.askImage(ctx, name)
-	if err != nil || image == nil {
-		return false, err
-	}
-	rec, err := s.recordByStorageID(ctx, image.GetId())
-	return rec == nil, err
 }
 
 // named returns what a name to be removed stands for; a storage ID is one too.

@@ -150,6 +150,20 @@ func (s *Server) askImage(ctx context.Context, name string) (*cri.Image, error) 
 	return answer.GetImage(), nil
 }
 
+// ordinaryImage is askImage for an image with layers: nil when what CRI-O has by the
+// name is a record.
+func (s *Server) ordinaryImage(ctx context.Context, name string) (*cri.Image, error) {
+	image, err := s.askImage(ctx, name)
+	if err != nil || image == nil {
+		return nil, err
+	}
+	rec, err := s.recordByStorageID(ctx, image.GetId())
+	if err != nil || rec != nil {
+		return nil, err
+	}
+	return image, nil
+}
+
 // ask makes a call of the front's own to CRI-O, within the deadline of ctx.
 func (s *Server) ask(ctx context.Context, method string, request, answer proto.Message) error {
 	encoded, err := proto.Marshal(request)

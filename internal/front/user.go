@@ -111,18 +111,12 @@ func (s *Server) impliedUser(ctx context.Context, records []imageref.Record, spe
 	if name == "" {
 		name = spec.GetImage()
 	}
-	image, err := s.askImage(ctx, name)
+	image, err := s.ordinaryImage(ctx, name)
 	if err != nil {
 		return identity{}, err
 	}
 	if image != nil {
-		rec, err := s.recordByStorageID(ctx, image.GetId())
-		if err != nil {
-			return identity{}, err
-		}
-		if rec == nil {
-			return identityOf(value(image.GetUid()), image.GetUsername()), nil
-		}
+		return identityOf(value(image.GetUid()), image.GetUsername()), nil
 	}
 	q, err := s.query(ctx, name)
 	if err != nil {

@@ -183,11 +183,7 @@ func ps(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("quiet") {
-		ids := make([]string, 0, len(list))
-		for _, ctr := range list {
-			ids = append(ids, ctr.GetId())
-		}
-		return printLines(c, ids)
+		return printIDs(c, list)
 	}
 	if c.String("output") == "json" {
 		return printJSON(c, &runtimeapi.ListContainersResponse{Containers: list})

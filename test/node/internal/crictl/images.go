@@ -93,11 +93,7 @@ func listImages(c *cli.Context) error {
 		return fmt.Errorf("list images: %w", err)
 	}
 	if c.Bool("quiet") {
-		ids := make([]string, 0, len(list))
-		for _, i := range list {
-			ids = append(ids, i.GetId())
-		}
-		return printLines(c, ids)
+		return printIDs(c, list)
 	}
 	if c.String("output") == "json" {
 		return printJSON(c, &runtimeapi.ListImagesResponse{Images: list})

@@ -111,6 +111,15 @@ func printStatus(c *cli.Context, status proto.Message, info map[string]string) e
 	return printIndented(c, b)
 }
 
+// printIDs is what a list prints with --quiet.
+func printIDs[T interface{ GetId() string }](c *cli.Context, list []T) error {
+	ids := make([]string, 0, len(list))
+	for _, item := range list {
+		ids = append(ids, item.GetId())
+	}
+	return printLines(c, ids)
+}
+
 func printLines(c *cli.Context, lines []string) error {
 	for _, l := range lines {
 		if _, err := fmt.Fprintln(c.App.Writer, l); err != nil {

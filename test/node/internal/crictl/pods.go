@@ -152,11 +152,7 @@ func pods(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("quiet") {
-		ids := make([]string, 0, len(list))
-		for _, p := range list {
-			ids = append(ids, p.GetId())
-		}
-		return printLines(c, ids)
+		return printIDs(c, list)
 	}
 	if c.String("output") == "json" {
 		return printJSON(c, &runtimeapi.ListPodSandboxResponse{Items: list})
