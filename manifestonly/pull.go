@@ -30,6 +30,8 @@ type Request struct {
 	Namespace string
 	// Platform to choose from an index; zero is the node's own.
 	Platform imgspec.Platform
+	// Limits of the runtime handler, checked against the manifest.
+	Limits Limits
 }
 
 // Result is a finished pull.
@@ -38,6 +40,24 @@ type Result struct {
 	Record imageref.Record
 	// Pulled is the name of this pull, and what it resolved to.
 	Pulled imageref.PulledReference
+	// Stats is what the pull cost.
+	Stats Stats
+}
+
+// Stats is what a pull cost at the registries, its retries included.
+type Stats struct {
+	// Requests is how many HTTP requests were sent.
+	Requests int `json:"requests"`
+	// Bytes is how many bytes of manifests, configs and signatures were read.
+	Bytes int64 `json:"bytes"`
+}
+
+// Limits are an operator's own, below the hard ones of this package.
+type Limits struct {
+	// MaxImageBytes bounds the sum of the compressed layers. Zero: no bound.
+	MaxImageBytes int64 `json:"max_image_bytes,omitempty"`
+	// MaxLayers bounds their number. Zero: the package's MaxLayers.
+	MaxLayers int `json:"max_layers,omitempty"`
 }
 
 // Pull resolves req.Name, fetches and checks what describes the image, applies

@@ -2,10 +2,11 @@ package manifestonly
 
 import (
 	"context"
-	"time"
 
+	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
 
@@ -28,14 +29,35 @@ type Writer interface {
 type Reader interface {
 	// Get returns the record with this storage ID.
 	Get(ctx context.Context, id imageref.StorageID) (imageref.Record, error)
-	// List returns every record, in the order of the storage IDs.
+	// List returns every record, in the order of the storage IDs. It is called for
+	// every question about an image, so it must be cheap; imageref.Resolve finds in
+	// it what a name stands for. The caller must not change what it gets.
 	List(ctx context.Context) ([]imageref.Record, error)
-	// ByImageID returns the records with this image ID, the last pulled first: an
-	// image and its encrypted twin share their config, and so their ID.
-	ByImageID(ctx context.Context, id imageref.ImageID) ([]imageref.Record, error)
-	// ByReference returns the record that was last pulled by this name; a digest
-	// reference also finds records whose index or manifest it names.
-	ByReference(ctx context.Context, ref imageref.Reference) (imageref.Record, error)
+}
+
+// Holder gives what the store holds already, so that a warm pull fetches no blob
+// again. A store that is no Holder costs requests, nothing else.
+type Holder interface {
+	// Blob returns the index, manifest or config with the digest d out of a record
+	// that was pulled from the same repository (host/path); else it is
+	// errdefs.NotFound. The repository is what a registry authorises: without it,
+	// whoever knows the digest of a private image could name it in a manifest of
+	// his own and be given its config.
+	Blob(ctx context.Context, repository string, d digest.Digest) ([]byte, error)
+}
+
+// Named returns the record that ref names in the store: the one last pulled by it.
+// None is errdefs.NotFound.
+func Named(ctx context.Context, store Reader, ref imageref.Reference) (imageref.Record, error) {
+	records, err := store.List(ctx)
+	if err != nil {
+		return imageref.Record{}, err
+	}
+	found := imageref.Resolve(records, imageref.NewQuery(ref.String(), []imageref.Reference{ref})).Records
+	if len(found) == 0 {
+		return imageref.Record{}, errdefs.New(errdefs.NotFound, "no layer-less image by the name "+ref.String(), nil)
+	}
+	return found[0], nil
 }
 
 // Remover removes records. A record that a container was made from is
@@ -104,15 +126,4 @@ func (img Image) Record() imageref.Record {
 		EncryptedLayers: img.EncryptedLayers,
 		LayerBytes:      img.LayerBytes,
 	}
-}
-
-// LastPulled returns the time of the newest pull of a record.
-func LastPulled(r imageref.Record) time.Time {
-	var last time.Time
-	for _, p := range r.References {
-		if p.PulledAt.After(last) {
-			last = p.PulledAt
-		}
-	}
-	return last
 }

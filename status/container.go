@@ -45,7 +45,7 @@ func (o *Origin) complete() bool {
 func FromRecord(rec imageref.Record) Origin {
 	o := Origin{StorageID: rec.StorageID.String(), ImageID: rec.ImageID().String()}
 	o.ImageRef, o.UserImage = o.ImageID, o.ImageID
-	if newest := newestFirst(rec); len(newest) > 0 {
+	if newest := rec.NewestFirst(); len(newest) > 0 {
 		o.ImageRef = newest[0].Pinned().String()
 		o.UserImage = newest[0].Reference.String()
 	}

@@ -56,29 +56,14 @@ func References(rec imageref.Record) []string {
 	return slices.Concat(digests(rec), tags(rec))
 }
 
-func newestFirst(rec imageref.Record) []imageref.PulledReference {
-	pulled := slices.Clone(rec.References)
-	slices.SortStableFunc(pulled, func(a, b imageref.PulledReference) int { return b.PulledAt.Compare(a.PulledAt) })
-	return pulled
-}
-
 func tags(rec imageref.Record) []string {
 	var names []string
-	for _, p := range newestFirst(rec) {
-		if tag := tagOf(p.Reference); tag != "" && !slices.Contains(names, tag) {
+	for _, p := range rec.NewestFirst() {
+		if tag := p.Reference.TagOnly(); tag != "" && !slices.Contains(names, tag) {
 			names = append(names, tag)
 		}
 	}
 	return names
-}
-
-// tagOf returns repo:tag of a reference that was resolved by its tag. In
-// repo:tag@digest the tag decided nothing, and CRI-O drops it as well.
-func tagOf(r imageref.Reference) string {
-	if !r.Digest().IsZero() {
-		return ""
-	}
-	return r.Tagged().String()
 }
 
 // digests lists repo@digest of what was resolved, then of the chosen instance
@@ -90,7 +75,7 @@ func digests(rec imageref.Record) []string {
 			names = append(names, s)
 		}
 	}
-	pulled := newestFirst(rec)
+	pulled := rec.NewestFirst()
 	for _, p := range pulled {
 		add(p.Pinned())
 	}

@@ -105,69 +105,6 @@ func TestImageStatusVerbose(t *testing.T) {
 	))
 }
 
-func TestResolve(t *testing.T) {
-	t.Parallel()
-	index := manifest("9")
-	one := record("1", "a", "", pulledOn("reg/app:1", index, 1))
-	two := record("2", "a", "", pulledOn("reg/app:2", manifest("2"), 2), pulledOn("reg/other:1", manifest("2"), 3))
-	three := record("3", "b", "")
-	three.ConfigDigest = must(imageref.ParseConfigDigest("sha256:" + "aab" + strings.Repeat("b", 61)))
-	records := []imageref.Record{one, two, three}
-	for _, c := range []struct {
-		text string
-		want []imageref.Record
-	}{
-		{strings.Repeat("a", 64), []imageref.Record{two, one}},
-		{"sha256:" + strings.Repeat("a", 64), []imageref.Record{two, one}},
-		{"reg/app:1", []imageref.Record{one}},
-		{"reg/app", nil}, // latest
-		{"reg/app@" + index.String(), []imageref.Record{one}},
-		{"reg/app@" + one.Manifest.String(), []imageref.Record{one}},
-		{"reg/none@" + one.Manifest.String(), nil},
-		{"reg/other:1", []imageref.Record{two}},
-		{"reg/app:3", nil},
-		{"aaa", []imageref.Record{two, one}},
-		{"aab", []imageref.Record{three}},
-		{"aa", nil},
-	} {
-		var candidates []imageref.Reference
-		if ref, err := imageref.ParseReference(c.text); err == nil {
-			candidates = append(candidates, ref)
-		}
-		got := Resolve(records, NewQuery(c.text, candidates))
-		var ids, want []string
-		for _, r := range got.Records {
-			ids = append(ids, r.StorageID.String())
-		}
-		for _, r := range c.want {
-			want = append(want, r.StorageID.String())
-		}
-		NewWithT(t).Expect(ids).To(Equal(want), c.text)
-		NewWithT(t).Expect(got.By.IsZero()).To(Equal(len(want) == 0 || !strings.Contains(c.text, "/")), c.text)
-	}
-	four := record("4", "d", "")
-	four.ConfigDigest = must(imageref.ParseConfigDigest("sha256:" + "aab" + strings.Repeat("c", 61)))
-	NewWithT(t).Expect(Resolve([]imageref.Record{three, four}, NewQuery("aab", nil)).Records).To(BeEmpty(), "ambiguous")
-}
-
-func TestChoose(t *testing.T) {
-	t.Parallel()
-	plain := record("1", "a", "", pulledOn("reg/plain:1", manifest("1"), 5))
-	secret := record("2", "a", "", pulledOn("reg/secret:1", manifest("2"), 1), pulledOn("reg/copy:1", manifest("2"), 2))
-	for ask, want := range map[string]string{
-		"reg/plain:1":                          "docker.io/reg/plain:1",
-		"reg/secret:1":                         "docker.io/reg/secret:1",
-		"reg/secret@" + manifest("2").String(): "docker.io/reg/secret:1",
-		"reg/secret:other":                     "docker.io/reg/secret:1",
-		"reg/copy:other":                       "docker.io/reg/copy:1",
-		"unknown/app:1":                        "docker.io/reg/plain:1", // the newest
-		"reg/secret@" + manifest("7").String(): "docker.io/reg/secret:1",
-	} {
-		_, pulled := Choose([]imageref.Record{plain, secret}, []imageref.Reference{must(imageref.ParseReference(ask))})
-		NewWithT(t).Expect(pulled.Reference.String()).To(Equal(want), ask)
-	}
-}
-
 func TestMergeImages(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

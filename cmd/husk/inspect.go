@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
-	"github.com/husk-cri/husk/status"
 )
 
 func inspectCommand() *cli.Command {
@@ -16,7 +14,7 @@ func inspectCommand() *cli.Command {
 		Name:      "inspect",
 		Usage:     "show layer-less images as JSON, with digests, config and references",
 		UsageText: "husk inspect REFERENCE|ID",
-		Action: onRecords(func(c *cli.Context, _ *node, found status.Match) error {
+		Action: onRecords(func(c *cli.Context, _ *node, found imageref.Match) error {
 			views := make([]imageView, 0, len(found.Records))
 			for _, r := range found.Records {
 				v := newImageView(r)
@@ -29,7 +27,7 @@ func inspectCommand() *cli.Command {
 }
 
 // onRecords is the action of a command on what its one argument stands for.
-func onRecords(do func(c *cli.Context, n *node, found status.Match) error) cli.ActionFunc {
+func onRecords(do func(c *cli.Context, n *node, found imageref.Match) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		name, err := oneArg(c, "a reference or an image ID")
 		if err != nil {
@@ -47,42 +45,24 @@ func onRecords(do func(c *cli.Context, n *node, found status.Match) error) cli.A
 	}
 }
 
-// find returns what name stands for: an image ID or a prefix of one, as images
-// prints it; a record's storage ID; or a reference.
-func (n *node) find(ctx context.Context, name string) (status.Match, error) {
-	if id, err := imageref.ParseImageID(name); err == nil {
-		records, err := n.store.ByImageID(ctx, id)
-		if !errdefs.Is(err, errdefs.NotFound) {
-			return status.Match{Records: records}, err
+// find returns what name stands for: an image ID or a prefix of one, a record's
+// storage ID, or a reference. Nothing is errdefs.NotFound.
+func (n *node) find(ctx context.Context, name string) (imageref.Match, error) {
+	q := imageref.NewQuery(name, nil)
+	if q.ID.IsZero() {
+		refs, err := n.source.Resolve(ctx, name)
+		if err != nil && !q.IsIDPrefix() {
+			return imageref.Match{}, err
 		}
+		q = imageref.NewQuery(name, refs)
 	}
-	if id, err := imageref.ParseStorageID(name); err == nil {
-		record, err := n.store.Get(ctx, id)
-		return status.Match{Records: []imageref.Record{record}}, err
-	}
-	if q := status.NewQuery(name, nil); q.IsIDPrefix() {
-		records, err := n.store.List(ctx)
-		if err != nil {
-			return status.Match{}, err
-		}
-		if match := status.Resolve(records, q); len(match.Records) > 0 {
-			return match, nil
-		}
-	}
-	refs, err := n.source.Resolve(ctx, name)
+	records, err := n.store.List(ctx)
 	if err != nil {
-		return status.Match{}, err
+		return imageref.Match{}, err
 	}
-	var missing error
-	for _, ref := range refs {
-		record, err := n.store.ByReference(ctx, ref)
-		if err == nil {
-			return status.Match{Records: []imageref.Record{record}, By: ref}, nil
-		}
-		if !errdefs.Is(err, errdefs.NotFound) {
-			return status.Match{}, err
-		}
-		missing = errors.Join(missing, err)
+	found := imageref.ResolveStored(records, q)
+	if len(found.Records) == 0 {
+		return imageref.Match{}, errdefs.New(errdefs.NotFound, "no layer-less image by the name "+name, nil)
 	}
-	return status.Match{}, missing
+	return found, nil
 }

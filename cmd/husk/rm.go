@@ -6,7 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/husk-cri/husk/status"
+	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 func rmCommand() *cli.Command {
@@ -16,7 +16,7 @@ func rmCommand() *cli.Command {
 		Description: "An image that a container was made from is not removed. " +
 			"Ordinary images are CRI-O's; use crictl rmi for them.",
 		UsageText: "husk rm REFERENCE|ID",
-		Action: onRecords(func(c *cli.Context, n *node, found status.Match) error {
+		Action: onRecords(func(c *cli.Context, n *node, found imageref.Match) error {
 			if err := n.remove(c.Context, found); err != nil {
 				return err
 			}
@@ -27,7 +27,7 @@ func rmCommand() *cli.Command {
 }
 
 // remove removes one reference, or the records of an ID.
-func (n *node) remove(ctx context.Context, found status.Match) error {
+func (n *node) remove(ctx context.Context, found imageref.Match) error {
 	if !found.By.IsZero() {
 		return n.store.RemoveReference(ctx, found.By)
 	}

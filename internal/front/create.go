@@ -13,7 +13,6 @@ import (
 	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
-	"github.com/husk-cri/husk/status"
 )
 
 // createContainer turns a request for a guest-pull sandbox into one that stock
@@ -101,7 +100,7 @@ func refuseForged(config *cri.ContainerConfig) error {
 // CRI-O takes a prefix of an ID as well.
 func (s *Server) refuseRecord(ctx context.Context, name string) error {
 	id := name
-	if q := status.NewQuery(name, nil); q.ID.IsZero() && q.IsIDPrefix() {
+	if q := imageref.NewQuery(name, nil); q.ID.IsZero() && q.IsIDPrefix() {
 		held, err := s.askImage(ctx, name)
 		if err != nil {
 			return err
@@ -166,7 +165,7 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 	if err != nil {
 		return imageref.Record{}, imageref.PulledReference{}, err
 	}
-	found := status.Resolve(records, q).Records
+	found := imageref.Resolve(records, q).Records
 	if len(found) == 0 {
 		rec, err := s.recordByStorageID(ctx, spec.GetImage())
 		if err != nil {
@@ -185,7 +184,7 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 		}
 		refs = append(refs, asked.Candidates...)
 	}
-	rec, pulled := status.Choose(found, refs)
+	rec, pulled := imageref.Choose(found, refs)
 	if pulled.Reference.IsZero() {
 		return rec, pulled, errdefs.Newf(errdefs.NotFound, "create container", "the record of image %s has no reference", spec.GetImage())
 	}
@@ -209,7 +208,7 @@ func (s *Server) derive(ctx context.Context, h Handler, spec *cri.ImageSpec) (im
 		return missing(errors.New("nor does CRI-O hold it"))
 	}
 	names := []string{spec.GetUserSpecifiedImage()}
-	if names[0] == "" || !status.NewQuery(names[0], nil).ID.IsZero() { // a pod may name an ID
+	if names[0] == "" || !imageref.NewQuery(names[0], nil).ID.IsZero() { // a pod may name an ID
 		names = slices.Concat(image.GetRepoTags(), image.GetRepoDigests())
 	}
 	last := errors.New("it has no name")
@@ -233,16 +232,16 @@ func (s *Server) derive(ctx context.Context, h Handler, spec *cri.ImageSpec) (im
 }
 
 // query parses an image name of a request.
-func (s *Server) query(ctx context.Context, name string) (status.Query, error) {
-	q := status.NewQuery(name, nil)
+func (s *Server) query(ctx context.Context, name string) (imageref.Query, error) {
+	q := imageref.NewQuery(name, nil)
 	if !q.ID.IsZero() {
 		return q, nil
 	}
 	candidates, err := s.Names.Resolve(ctx, name)
 	if err != nil && !q.IsIDPrefix() {
-		return status.Query{}, err
+		return imageref.Query{}, err
 	}
-	return status.NewQuery(name, candidates), nil
+	return imageref.NewQuery(name, candidates), nil
 }
 
 // apply writes the changes into the container config.

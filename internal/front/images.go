@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/husk-cri/husk/pkg/imageref"
 	"github.com/husk-cri/husk/status"
 )
 
@@ -48,7 +49,7 @@ func (s *Server) imageStatus(c *call) error {
 			return c.send(raw)
 		}
 	}
-	byID := !status.NewQuery(spec.GetImage(), nil).ID.IsZero()
+	byID := !imageref.NewQuery(spec.GetImage(), nil).ID.IsZero()
 	if explicit || (len(spec.GetAnnotations()) > 0 && !byID) {
 		return c.answer(new(cri.ImageStatusResponse))
 	}
@@ -72,16 +73,16 @@ func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler stri
 }
 
 // find returns the records that name stands for, best first.
-func (s *Server) find(ctx context.Context, name string) (status.Match, error) {
+func (s *Server) find(ctx context.Context, name string) (imageref.Match, error) {
 	q, err := s.query(ctx, name)
 	if err != nil {
-		return status.Match{}, err
+		return imageref.Match{}, err
 	}
 	records, err := s.Records.List(ctx)
 	if err != nil {
-		return status.Match{}, err
+		return imageref.Match{}, err
 	}
-	return status.Resolve(records, q), nil
+	return imageref.Resolve(records, q), nil
 }
 
 // shownHandler is the handler reported with a record when the client named none:
@@ -180,7 +181,7 @@ func (s *Server) listing(ctx context.Context, filter *cri.ImageSpec) (listing, e
 		if err != nil {
 			return listing{}, err
 		}
-		records = status.Resolve(records, q).Records
+		records = imageref.Resolve(records, q).Records
 	}
 	shown := s.shownHandler()
 	if explicit {

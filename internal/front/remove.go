@@ -7,7 +7,6 @@ import (
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
-	"github.com/husk-cri/husk/status"
 )
 
 // removeImage removes by image ID everything of that ID, CRI-O's image included,
@@ -59,20 +58,20 @@ func (s *Server) done(c *call, err error) error {
 }
 
 // named returns what a name to be removed stands for; a storage ID is one too.
-func (s *Server) named(ctx context.Context, name string) (status.Match, error) {
+func (s *Server) named(ctx context.Context, name string) (imageref.Match, error) {
 	rec, err := s.recordByStorageID(ctx, name)
 	if err != nil {
-		return status.Match{}, err
+		return imageref.Match{}, err
 	}
 	if rec != nil {
-		return status.Match{Records: []imageref.Record{*rec}}, nil
+		return imageref.Match{Records: []imageref.Record{*rec}}, nil
 	}
 	return s.find(ctx, name)
 }
 
 // remove removes one reference, or the records of an ID. What is gone already is
 // no error.
-func (s *Server) remove(ctx context.Context, what status.Match) error {
+func (s *Server) remove(ctx context.Context, what imageref.Match) error {
 	if !what.By.IsZero() {
 		return ignoreGone(s.Records.RemoveReference(ctx, what.By))
 	}

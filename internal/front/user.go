@@ -122,7 +122,7 @@ func (s *Server) impliedUser(ctx context.Context, records []imageref.Record, spe
 	if err != nil {
 		return identity{}, err
 	}
-	if found := status.Resolve(records, q).Records; len(found) > 0 {
+	if found := imageref.Resolve(records, q).Records; len(found) > 0 {
 		return identityOf(status.User(found[0].Image.Config)), nil
 	}
 	return identity{}, nil

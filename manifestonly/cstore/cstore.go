@@ -121,24 +121,6 @@ func (s *Store) List(ctx context.Context) ([]imageref.Record, error) {
 	return records, nil
 }
 
-// ByImageID implements [manifestonly.Reader].
-func (s *Store) ByImageID(ctx context.Context, id imageref.ImageID) ([]imageref.Record, error) {
-	records, err := s.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return manifestonly.WithImageID(records, id)
-}
-
-// ByReference implements [manifestonly.Reader].
-func (s *Store) ByReference(ctx context.Context, ref imageref.Reference) (imageref.Record, error) {
-	records, err := s.List(ctx)
-	if err != nil {
-		return imageref.Record{}, err
-	}
-	return manifestonly.WithReference(records, ref)
-}
-
 // Remove implements [manifestonly.Remover].
 func (s *Store) Remove(ctx context.Context, id imageref.StorageID) error {
 	release, err := s.lock.acquire(ctx)
@@ -156,7 +138,7 @@ func (s *Store) RemoveReference(ctx context.Context, ref imageref.Reference) err
 		return err
 	}
 	defer release()
-	record, err := s.ByReference(ctx, ref)
+	record, err := manifestonly.Named(ctx, s, ref)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/containers/storage"
 	. "github.com/onsi/gomega"
 
+	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
@@ -52,7 +53,7 @@ func TestHalfRecord(t *testing.T) {
 			_, err = p.Get(t.Context(), id)
 			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.NotFound), "%v", err)
 			g.Expect(p.List(t.Context())).To(HaveLen(1))
-			_, err = p.ByReference(t.Context(), storetest.Ref(t, spec.Reference))
+			_, err = manifestonly.Named(t.Context(), p, storetest.Ref(t, spec.Reference))
 			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.NotFound))
 
 			// A pull makes it whole.

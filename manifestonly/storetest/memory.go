@@ -84,24 +84,6 @@ func (m *Memory) List(context.Context) ([]imageref.Record, error) {
 	return records, nil
 }
 
-// ByImageID implements [manifestonly.Reader].
-func (m *Memory) ByImageID(ctx context.Context, id imageref.ImageID) ([]imageref.Record, error) {
-	records, err := m.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return manifestonly.WithImageID(records, id)
-}
-
-// ByReference implements [manifestonly.Reader].
-func (m *Memory) ByReference(ctx context.Context, ref imageref.Reference) (imageref.Record, error) {
-	records, err := m.List(ctx)
-	if err != nil {
-		return imageref.Record{}, err
-	}
-	return manifestonly.WithReference(records, ref)
-}
-
 // Remove implements [manifestonly.Remover].
 func (m *Memory) Remove(ctx context.Context, id imageref.StorageID) error {
 	if _, err := m.Get(ctx, id); err != nil {
@@ -118,7 +100,7 @@ func (m *Memory) Remove(ctx context.Context, id imageref.StorageID) error {
 
 // RemoveReference implements [manifestonly.Remover].
 func (m *Memory) RemoveReference(ctx context.Context, ref imageref.Reference) error {
-	record, err := m.ByReference(ctx, ref)
+	record, err := manifestonly.Named(ctx, m, ref)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,10 @@ type Record struct {
 	Manifest ManifestDigest
 	// ConfigDigest is the digest of the image config; it gives the image ID.
 	ConfigDigest ConfigDigest
+	// Platform is that of the chosen instance, "os/architecture[/variant]".
+	Platform string
+	// Indexes are the indexes that led to the manifest, as far as they are kept.
+	Indexes []ManifestDigest
 	// References are the names the image was pulled by, newest pull first.
 	References []PulledReference
 	// Image is the parsed image config.

@@ -1,10 +1,9 @@
 // Package refset has the rules for the references of a record, shared by every
-// store: what a pull adds, what a moved tag leaves behind, what a name matches.
+// store: what a pull adds, what a moved tag leaves behind.
 package refset
 
 import (
 	"slices"
-	"time"
 
 	"github.com/husk-cri/husk/pkg/imageref"
 )
@@ -44,29 +43,9 @@ func Demote(refs []imageref.PulledReference, ref imageref.Reference) ([]imageref
 // Drop returns refs without every reference that ref names.
 func Drop(record imageref.Record, ref imageref.Reference) (rest []imageref.PulledReference, dropped bool) {
 	rest = slices.DeleteFunc(slices.Clone(record.References), func(p imageref.PulledReference) bool {
-		return names(record, p, ref)
+		return imageref.Matches(record, p, ref)
 	})
 	return rest, len(rest) < len(record.References)
-}
-
-// Match returns when the record was last pulled by a reference that ref names.
-func Match(record imageref.Record, ref imageref.Reference) (at time.Time, ok bool) {
-	for _, p := range record.References {
-		if names(record, p, ref) && (!ok || p.PulledAt.After(at)) {
-			at, ok = p.PulledAt, true
-		}
-	}
-	return at, ok
-}
-
-// names reports whether ref names the pull p: the very reference or, for a
-// digest, the same repository with what p resolved to: its index or manifest.
-func names(record imageref.Record, p imageref.PulledReference, ref imageref.Reference) bool {
-	d := ref.Digest()
-	if d.IsZero() {
-		return same(p.Reference, ref)
-	}
-	return p.Reference.Repository() == ref.Repository() && (p.Digest == d || record.Manifest == d)
 }
 
 func same(a, b imageref.Reference) bool { return a.String() == b.String() }

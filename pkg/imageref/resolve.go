@@ -1,32 +1,30 @@
-package status
+package imageref
 
 import (
 	"slices"
 	"strings"
-
-	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // minPrefix is the shortest ID prefix that names an image, as in CRI-O; anything
 // shorter is more likely a name.
 const minPrefix = 3
 
-// Query is a parsed image name of a CRI request.
+// Query is a parsed image name, as CRI requests and command lines have them.
 type Query struct {
 	// Text is the name as the client wrote it.
 	Text string
-	// ID is set when the name is a full image ID.
-	ID imageref.ImageID
+	// ID is set when the name is a full image ID, or looks like one.
+	ID ImageID
 	// Candidates are the references the name may mean, best first. A short name
 	// can have several (registries.conf).
-	Candidates []imageref.Reference
+	Candidates []Reference
 }
 
 // NewQuery parses text. candidates are the references it may mean; they are not
 // looked at when text is an image ID.
-func NewQuery(text string, candidates []imageref.Reference) Query {
+func NewQuery(text string, candidates []Reference) Query {
 	q := Query{Text: text}
-	if id, err := imageref.ParseImageID(text); err == nil {
+	if id, err := ParseImageID(text); err == nil {
 		q.ID = id
 		return q
 	}
@@ -42,15 +40,16 @@ func (q Query) IsIDPrefix() bool {
 // Match is what a query names.
 type Match struct {
 	// Records, best first; empty when the query names none.
-	Records []imageref.Record
+	Records []Record
 	// By is the reference that named them; zero when an image ID did.
-	By imageref.Reference
+	By Reference
 }
 
 // Resolve returns the records that the query names: by image ID newest pull
 // first; by reference newest pull of that reference first; else by a prefix of
-// the image ID that no other image has.
-func Resolve(records []imageref.Record, q Query) Match {
+// the image ID that no other image has. These are the only rules by which a name
+// finds a record.
+func Resolve(records []Record, q Query) Match {
 	if !q.ID.IsZero() {
 		return Match{Records: byID(records, func(id string) bool { return id == q.ID.String() })}
 	}
@@ -63,53 +62,63 @@ func Resolve(records []imageref.Record, q Query) Match {
 		return Match{}
 	}
 	found := byID(records, func(id string) bool { return strings.HasPrefix(id, q.Text) })
-	if slices.ContainsFunc(found, func(r imageref.Record) bool { return r.ImageID() != found[0].ImageID() }) {
+	if slices.ContainsFunc(found, func(r Record) bool { return r.ImageID() != found[0].ImageID() }) {
 		return Match{}
 	}
 	return Match{Records: found}
 }
 
-func byID(records []imageref.Record, match func(string) bool) []imageref.Record {
-	found := slices.DeleteFunc(slices.Clone(records), func(r imageref.Record) bool { return !match(r.ImageID().String()) })
+// ResolveStored is [Resolve] for those who manage records: a storage ID names its
+// record too. CRI clients never learn storage IDs, and must not find images by them.
+func ResolveStored(records []Record, q Query) Match {
+	found := Resolve(records, q)
+	if i := slices.IndexFunc(records, func(r Record) bool { return r.StorageID.hex == q.ID.hex }); len(found.Records) == 0 && i >= 0 {
+		found.Records = []Record{records[i]}
+	}
+	return found
+}
+
+func byID(records []Record, match func(string) bool) []Record {
+	found := slices.DeleteFunc(slices.Clone(records), func(r Record) bool { return !match(r.ImageID().String()) })
 	return sortNewest(found, anyReference)
 }
 
-func byReference(records []imageref.Record, ref imageref.Reference) []imageref.Record {
-	match := func(r imageref.Record, p imageref.PulledReference) bool { return Matches(r, p, ref) }
-	found := slices.DeleteFunc(slices.Clone(records), func(r imageref.Record) bool { return !pulledAs(r, match) })
+func byReference(records []Record, ref Reference) []Record {
+	match := func(r Record, p PulledReference) bool { return Matches(r, p, ref) }
+	found := slices.DeleteFunc(slices.Clone(records), func(r Record) bool { return !pulledAs(r, match) })
 	return sortNewest(found, match)
 }
 
 // Matches reports whether ref names the record by the given pull: the same
 // repository and tag, or the same repository and a digest of the image.
-func Matches(rec imageref.Record, pulled imageref.PulledReference, ref imageref.Reference) bool {
+func Matches(rec Record, pulled PulledReference, ref Reference) bool {
 	if pulled.Reference.Repository() != ref.Repository() {
 		return false
 	}
 	if d := ref.Digest(); !d.IsZero() {
 		return pulled.Digest == d || rec.Manifest == d
 	}
-	return tagOf(ref) != "" && tagOf(pulled.Reference) == tagOf(ref)
+	return ref.TagOnly() != "" && pulled.Reference.TagOnly() == ref.TagOnly()
 }
 
 // Choose picks, among records of one image ID, the one a container means whose
 // pod names the image ref: one pulled by that reference, else from the same
 // repository, else the newest. An encrypted and a plain image share a config, so
 // the ID alone does not decide. Records must not be empty.
-func Choose(records []imageref.Record, refs []imageref.Reference) (imageref.Record, imageref.PulledReference) {
+func Choose(records []Record, refs []Reference) (Record, PulledReference) {
 	for _, ref := range refs {
 		if found := byReference(records, ref); len(found) > 0 {
 			rec := found[0]
-			pulled, _ := lastPull(rec, func(r imageref.Record, p imageref.PulledReference) bool { return Matches(r, p, ref) })
+			pulled, _ := lastPull(rec, func(r Record, p PulledReference) bool { return Matches(r, p, ref) })
 			return rec, pulled
 		}
 	}
 	var match matcher = anyReference
 	for _, ref := range refs {
-		same := func(_ imageref.Record, p imageref.PulledReference) bool {
+		same := func(_ Record, p PulledReference) bool {
 			return p.Reference.Repository() == ref.Repository()
 		}
-		if slices.ContainsFunc(records, func(r imageref.Record) bool { return pulledAs(r, same) }) {
+		if slices.ContainsFunc(records, func(r Record) bool { return pulledAs(r, same) }) {
 			match = same
 			break
 		}
@@ -120,30 +129,46 @@ func Choose(records []imageref.Record, refs []imageref.Reference) (imageref.Reco
 }
 
 // matcher selects pulls of a record.
-type matcher func(imageref.Record, imageref.PulledReference) bool
+type matcher func(Record, PulledReference) bool
 
-func anyReference(imageref.Record, imageref.PulledReference) bool { return true }
+func anyReference(Record, PulledReference) bool { return true }
 
 // lastPull is the record's newest pull that match accepts; false when there is none.
-func lastPull(rec imageref.Record, match matcher) (imageref.PulledReference, bool) {
-	for _, p := range newestFirst(rec) {
+func lastPull(rec Record, match matcher) (PulledReference, bool) {
+	for _, p := range rec.NewestFirst() {
 		if match(rec, p) {
 			return p, true
 		}
 	}
-	return imageref.PulledReference{}, false
+	return PulledReference{}, false
 }
 
-func pulledAs(rec imageref.Record, match matcher) bool {
+func pulledAs(rec Record, match matcher) bool {
 	_, ok := lastPull(rec, match)
 	return ok
 }
 
-func sortNewest(records []imageref.Record, match matcher) []imageref.Record {
-	slices.SortStableFunc(records, func(a, b imageref.Record) int {
+func sortNewest(records []Record, match matcher) []Record {
+	slices.SortStableFunc(records, func(a, b Record) int {
 		pa, _ := lastPull(a, match)
 		pb, _ := lastPull(b, match)
 		return pb.PulledAt.Compare(pa.PulledAt)
 	})
 	return records
+}
+
+// NewestFirst returns the pulls of a record, the last one first.
+func (r Record) NewestFirst() []PulledReference {
+	pulled := slices.Clone(r.References)
+	slices.SortStableFunc(pulled, func(a, b PulledReference) int { return b.PulledAt.Compare(a.PulledAt) })
+	return pulled
+}
+
+// TagOnly returns repo:tag of a reference that is resolved by its tag, else "". In
+// repo:tag@digest the tag decides nothing, and CRI-O drops it as well.
+func (r Reference) TagOnly() string {
+	if !r.Digest().IsZero() {
+		return ""
+	}
+	return r.Tagged().String()
 }
