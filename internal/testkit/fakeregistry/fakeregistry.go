@@ -1,47 +1,57 @@
 // Package fakeregistry is a registry inside the test process. It records every
-// request, can ask for credentials, and can be made to lie, stall or fail.
+// request, can ask for credentials, and can be made to lie, stall or fail. It
+// also serves signatures, as lookaside storage and as sigstore attachments.
 package fakeregistry
 
 import (
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
-	"testing"
+	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 )
 
-// Request is one request as the registry saw it.
-type Request struct {
-	// Method and Path of the request; Path is without the query.
-	Method, Path string
-	// Remote is the address that asked, host:port.
-	Remote string
-	// Auth is whether the request brought an Authorization header.
-	Auth bool
-	// Status and Bytes are what was answered.
-	Status int
-	Bytes  int64
-}
-
 // Options make a registry. The zero value is open to all, over plain HTTP.
 type Options struct {
-	// Username and Password, where set, are asked for.
+	// Listen is the address, "ip:port"; "" is a free port of 127.0.0.1.
+	Listen string
+	// CA, where set, makes the registry speak TLS with a certificate of this CA.
+	CA *CA
+	// ClientCA, where set, makes it want a client certificate of that CA. It needs CA.
+	ClientCA *CA
+
+	// Username and Password, where set, are a user who may see every repository.
 	Username, Password string
-	// Bearer makes the registry want a token, which its token service gives for
-	// Username and Password, or for IdentityToken.
-	Bearer bool
-	// IdentityToken is the OAuth2 refresh token that the token service takes.
+	// IdentityToken is the OAuth2 refresh token of that user.
 	IdentityToken string
+	// Users are further users, each with repositories of their own.
+	Users []User
+	// Public are repositories that need no credentials, where others do.
+	Public []string
+	// Bearer makes the registry want a token, which its token service gives for
+	// a password or an identity token. Else it wants the password itself.
+	Bearer bool
+	// RegistryToken is a token that a registry with Bearer takes, whoever sends
+	// it; "" is a fixed one, see [Registry.BearerToken].
+	RegistryToken string
+	// TokenLife is how long the token service's tokens are valid; 0 for ever,
+	// which clients are then not told.
+	TokenLife time.Duration
+
+	// Mirror, where set, names the repository that is served in place of the one
+	// asked for; ns is the request's ?ns=. An empty name is answered with 404.
+	Mirror func(repository, ns string) string
 	// Handler, where set, replaces the store of images: a registry of one's own.
 	Handler http.Handler
+	// Log, where set, is told every request when it has been answered, also from
+	// several goroutines at once.
+	Log func(Request)
 }
-
-// token is the bearer token that a registry with Options.Bearer takes.
-const token = "fake-bearer-token-0123456789"
 
 // Registry is a running registry.
 type Registry struct {
@@ -50,9 +60,12 @@ type Registry struct {
 	images http.Handler
 	done   chan struct{}
 
-	mu       sync.Mutex
-	requests []Request
-	faults   []fault
+	mu         sync.Mutex
+	requests   []*Request
+	faults     []fault
+	tokens     map[string]grant
+	signatures map[string][]byte
+	conns      int
 }
 
 type fault struct {
@@ -61,15 +74,27 @@ type fault struct {
 }
 
 // New starts a registry that ends with the test.
-func New(t testing.TB, opts Options) *Registry {
+func New(t TB, opts Options) *Registry {
 	t.Helper()
-	r := &Registry{opts: opts, done: make(chan struct{})}
+	r := &Registry{opts: opts, done: make(chan struct{}), tokens: map[string]grant{}, signatures: map[string][]byte{}}
+	if r.opts.RegistryToken == "" {
+		r.opts.RegistryToken = defaultToken
+	}
 	if r.images = opts.Handler; r.images == nil {
 		r.images = ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
 	}
 	r.server = httptest.NewUnstartedServer(http.HandlerFunc(r.serve))
 	r.server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	r.server.Start()
+	r.server.Config.ConnContext = r.connected
+	if opts.Listen != "" {
+		r.listen(t)
+	}
+	if opts.CA != nil {
+		r.server.TLS = opts.CA.server(t, r.server.Listener.Addr(), opts.ClientCA)
+		r.server.StartTLS()
+	} else {
+		r.server.Start()
+	}
 	t.Cleanup(func() {
 		close(r.done)
 		r.server.CloseClientConnections()
@@ -78,50 +103,36 @@ func New(t testing.TB, opts Options) *Registry {
 	return r
 }
 
+// listen replaces the listener that httptest chose.
+func (r *Registry) listen(t TB) {
+	t.Helper()
+	address, err := net.ResolveTCPAddr("tcp", r.opts.Listen)
+	if err != nil {
+		t.Fatalf("listen: %v", err)
+	}
+	listener, err := net.ListenTCP("tcp", address)
+	if err != nil {
+		t.Fatalf("listen: %v", err)
+	}
+	_ = r.server.Listener.Close()
+	r.server.Listener = listener
+}
+
 // Host is the registry as it stands in a reference, "127.0.0.1:port".
 func (r *Registry) Host() string { return r.server.Listener.Addr().String() }
+
+// URL is the registry's base, "http://host" or "https://host".
+func (r *Registry) URL() string {
+	if r.opts.CA != nil {
+		return "https://" + r.Host()
+	}
+	return "http://" + r.Host()
+}
 
 // Stop ends the registry early: connections are refused from then on.
 func (r *Registry) Stop() {
 	r.server.CloseClientConnections()
 	r.server.Close()
-}
-
-// BearerToken is the token that a registry with Options.Bearer takes.
-func (r *Registry) BearerToken() string { return token }
-
-// Requests returns what was asked so far, oldest first.
-func (r *Registry) Requests() []Request {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return append([]Request(nil), r.requests...)
-}
-
-// Paths returns "METHOD path" of every request so far.
-func (r *Registry) Paths() []string {
-	requests := r.Requests()
-	paths := make([]string, 0, len(requests))
-	for _, q := range requests {
-		paths = append(paths, q.Method+" "+q.Path)
-	}
-	return paths
-}
-
-// Asked reports whether any request so far named the digest in its path.
-func (r *Registry) Asked(digest string) bool {
-	for _, q := range r.Requests() {
-		if strings.Contains(q.Path, digest) {
-			return true
-		}
-	}
-	return false
-}
-
-// Forget empties the record of requests.
-func (r *Registry) Forget() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.requests = nil
 }
 
 // On makes the registry answer the requests that match with a fault. The last
@@ -140,45 +151,61 @@ func (r *Registry) Heal() {
 }
 
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
-	counted := &countingWriter{ResponseWriter: w, status: http.StatusOK}
-	i := r.record(req)
-	defer func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if i < len(r.requests) {
-			r.requests[i].Status, r.requests[i].Bytes = counted.status, counted.bytes
-		}
-	}()
+	q, silent := r.record(req), 0
+	defer func() { r.answered(q, silent) }()
+	w = &recordingWriter{w, r, q}
 	if f := r.fault(req); f != nil {
-		f(counted, req, r)
-		return
+		f(w, req, r)
+	} else {
+		r.honest(w, req)
 	}
-	r.honest(counted, req)
+	if req.Context().Err() == nil {
+		silent = http.StatusOK
+	}
 }
 
 // honest answers as a registry should.
 func (r *Registry) honest(w http.ResponseWriter, req *http.Request) {
-	if req.URL.Path == tokenPath {
+	switch {
+	case req.URL.Path == tokenPath:
 		r.serveToken(w, req)
-		return
+	case strings.HasPrefix(req.URL.Path, lookasidePath):
+		r.serveSignature(w, req)
+	case r.authorized(w, req):
+		r.serveImage(w, req)
 	}
-	if !r.authorized(req) {
-		r.challenge(w)
-		return
-	}
-	r.images.ServeHTTP(w, req)
 }
 
-func (r *Registry) record(req *http.Request) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.requests = append(r.requests, Request{
-		Method: req.Method,
-		Path:   req.URL.Path,
-		Remote: req.RemoteAddr,
-		Auth:   req.Header.Get("Authorization") != "",
-	})
-	return len(r.requests) - 1
+// serveImage answers from the store, under the name that Options.Mirror gives.
+func (r *Registry) serveImage(w http.ResponseWriter, req *http.Request) {
+	asked, rest := splitPath(req.URL.Path)
+	if r.opts.Mirror == nil || asked == "" {
+		r.images.ServeHTTP(w, req)
+		return
+	}
+	name := r.opts.Mirror(asked, req.URL.Query().Get("ns"))
+	if name == "" {
+		refuse(w, http.StatusNotFound, "NAME_UNKNOWN", "no such repository")
+		return
+	}
+	renamed := req.Clone(req.Context())
+	renamed.URL.Path = "/v2/" + name + rest
+	r.images.ServeHTTP(w, renamed)
+}
+
+// splitPath splits "/v2/<repository>/manifests/x" before "/manifests/x"; the
+// repository is empty for a path that names none.
+func splitPath(path string) (repository, rest string) {
+	tail, ok := strings.CutPrefix(path, "/v2/")
+	if !ok {
+		return "", path
+	}
+	for _, kind := range []string{"/manifests/", "/blobs/", "/tags/", "/referrers/"} {
+		if i := strings.LastIndex(tail, kind); i > 0 {
+			return tail[:i], tail[i:]
+		}
+	}
+	return "", path
 }
 
 func (r *Registry) fault(req *http.Request) Fault {
@@ -192,22 +219,23 @@ func (r *Registry) fault(req *http.Request) Fault {
 	return nil
 }
 
-type countingWriter struct {
-	http.ResponseWriter
-	status int
-	bytes  int64
+// PathPrefix is an Options.Mirror that serves repositories below a prefix of the
+// path: with "cache/hub", "cache/hub/team/app" is served from "team/app".
+func PathPrefix(prefix string) func(repository, ns string) string {
+	return func(repository, _ string) string {
+		name, ok := strings.CutPrefix(repository, prefix+"/")
+		if !ok {
+			return ""
+		}
+		return name
+	}
 }
 
-func (c *countingWriter) WriteHeader(status int) {
-	c.status = status
-	c.ResponseWriter.WriteHeader(status)
+// NamespaceQuery is an Options.Mirror that serves "<ns>/<repository>", as mirrors
+// of several registries do that are asked with ?ns=.
+func NamespaceQuery(repository, ns string) string {
+	if ns == "" {
+		return ""
+	}
+	return ns + "/" + repository
 }
-
-func (c *countingWriter) Write(b []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(b)
-	c.bytes += int64(n)
-	return n, err
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (c *countingWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }

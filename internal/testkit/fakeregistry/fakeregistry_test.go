@@ -14,7 +14,8 @@ import (
 
 func get(t *testing.T, url string, edit func(*http.Request)) (int, []byte, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	// Long enough for a busy machine; what hangs is asked with a deadline of its own.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -100,7 +101,13 @@ func TestFaults(t *testing.T) {
 		"drop":     {fakeregistry.Drop(), func(_ int, _ []byte, err error) { g.Expect(err).To(HaveOccurred()) }},
 	} {
 		r.On(fakeregistry.Manifest("v1"), c.fault)
-		code, body, err := get(t, url, nil)
+		code, body, err := get(t, url, func(q *http.Request) {
+			if name == "hang" {
+				ctx, cancel := context.WithTimeout(q.Context(), 100*time.Millisecond)
+				t.Cleanup(cancel)
+				*q = *q.WithContext(ctx)
+			}
+		})
 		t.Log(name)
 		c.check(code, body, err)
 		r.Heal()

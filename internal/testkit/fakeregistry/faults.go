@@ -3,7 +3,6 @@ package fakeregistry
 import (
 	"bytes"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 )
 
@@ -66,18 +65,13 @@ func Lengthen(n int) Fault {
 	return edit(func(body []byte) []byte { return append(body, bytes.Repeat([]byte(" "), n)...) })
 }
 
-// edit passes an honest answer through fn.
+// edit passes the body of an honest answer through fn.
 func edit(fn func([]byte) []byte) Fault {
 	return func(w http.ResponseWriter, req *http.Request, r *Registry) {
-		honest := httptest.NewRecorder()
-		r.honest(honest, req)
-		for name, values := range honest.Header() {
-			if name != "Content-Length" {
-				w.Header()[name] = values
-			}
-		}
-		w.WriteHeader(honest.Code)
-		_, _ = w.Write(fn(bytes.Clone(honest.Body.Bytes())))
+		answer := r.recorded(req)
+		answer.Header().Del("Content-Length")
+		send(w, answer, 0)
+		_, _ = w.Write(fn(bytes.Clone(answer.Body.Bytes())))
 	}
 }
 

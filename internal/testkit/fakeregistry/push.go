@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"testing"
 
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -53,7 +52,7 @@ type Pushed struct {
 }
 
 // Push pushes an image to the repository under the tag. Pushing is not recorded.
-func (r *Registry) Push(t testing.TB, repository, tag string, image Image) Pushed {
+func (r *Registry) Push(t TB, repository, tag string, image Image) Pushed {
 	t.Helper()
 	if image.Config.OS == "" {
 		image.Config.OS = "linux"
@@ -92,7 +91,7 @@ func (r *Registry) Push(t testing.TB, repository, tag string, image Image) Pushe
 
 // PushIndex pushes an index over images that were pushed to the same repository.
 // A nil platform leaves the entry without one.
-func (r *Registry) PushIndex(t testing.TB, repository, tag string, entries ...imgspec.Descriptor) Pushed {
+func (r *Registry) PushIndex(t TB, repository, tag string, entries ...imgspec.Descriptor) Pushed {
 	t.Helper()
 	index := imgspec.Index{MediaType: imgspec.MediaTypeImageIndex, Manifests: entries}
 	index.SchemaVersion = 2
@@ -112,7 +111,7 @@ func (p Pushed) Entry(os, arch, variant string) imgspec.Descriptor {
 }
 
 // PushBlob pushes a blob.
-func (r *Registry) PushBlob(t testing.TB, repository string, blob []byte) digest.Digest {
+func (r *Registry) PushBlob(t TB, repository string, blob []byte) digest.Digest {
 	t.Helper()
 	d := digest.FromBytes(blob)
 	query := url.Values{"digest": {d.String()}}
@@ -121,14 +120,14 @@ func (r *Registry) PushBlob(t testing.TB, repository string, blob []byte) digest
 }
 
 // PushManifest pushes any bytes as a manifest, under a tag or a digest.
-func (r *Registry) PushManifest(t testing.TB, repository, reference, mediaType string, body []byte) digest.Digest {
+func (r *Registry) PushManifest(t TB, repository, reference, mediaType string, body []byte) digest.Digest {
 	t.Helper()
 	r.push(t, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", repository, reference), mediaType, body)
 	return digest.FromBytes(body)
 }
 
 // push goes to the image store behind the recording front.
-func (r *Registry) push(t testing.TB, method, target, mediaType string, body []byte) {
+func (r *Registry) push(t TB, method, target, mediaType string, body []byte) {
 	t.Helper()
 	req := httptest.NewRequestWithContext(t.Context(), method, target, bytes.NewReader(body))
 	req.Header.Set("Content-Type", mediaType)
@@ -139,11 +138,11 @@ func (r *Registry) push(t testing.TB, method, target, mediaType string, body []b
 	}
 }
 
-func marshal(t testing.TB, v any) []byte {
+func marshal(t TB, v any) []byte {
 	t.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("encode: %v", err)
 	}
 	return b
 }
