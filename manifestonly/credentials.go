@@ -39,8 +39,8 @@ func (c Credentials) Pair() (username, password string, err error) {
 		return "", "", errors.New("credentials: auth is not base64")
 	}
 	user, pass, ok := strings.Cut(string(raw), ":")
-	if !ok {
-		return "", "", errors.New("credentials: auth is not user:password")
+	if !ok { // as in CRI-O, and in docker: no credentials
+		return "", "", nil
 	}
 	// Docker pads the password with NUL bytes; CRI-O strips them too.
 	return user, strings.Trim(pass, "\x00"), nil

@@ -14,8 +14,12 @@ const (
 	// stays cheap however an index is made.
 	MaxIndexEntries = 1024
 	// MaxIndexDepth bounds how many indexes stand between a reference and its
-	// image: an index that contains itself through others would never end.
-	MaxIndexDepth = 1
+	// image. By digest an index cannot contain itself, but a chain of them could
+	// cost one request each for as long as a registry likes.
+	MaxIndexDepth = 3
+	// MaxIndexBytes bounds all indexes of one image together: they are kept in the
+	// image database, beside the manifest.
+	MaxIndexBytes = 8 << 20
 	// MaxLayers bounds the layers of one image. The overlay file system takes 500
 	// lower directories; more could be pulled but never run.
 	MaxLayers = 500

@@ -161,7 +161,7 @@ func TestChooseAsContainersImage(t *testing.T) {
 		entries := make([]imgspec.Descriptor, 0, n)
 		for i := range n {
 			d := imgspec.Descriptor{
-				MediaType: imgspec.MediaTypeImageManifest,
+				MediaType: []string{imgspec.MediaTypeImageManifest, imgspec.MediaTypeImageIndex, "application/unheard-of", ""}[(seed+i)%4],
 				Digest:    digest.FromString(fmt.Sprint(seed, i)),
 				Platform:  all[(seed*7+i*(seed%5+3))%len(all)],
 			}

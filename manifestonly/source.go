@@ -18,6 +18,12 @@ type Source interface {
 	Open(ctx context.Context, ref imageref.Reference, access Access) (Remote, error)
 }
 
+// Starter is a Source that has something to prepare for each pull.
+type Starter interface {
+	// Start returns the Source for one pull, and what to call when that has ended.
+	Start(ctx context.Context, req Request) (Source, func(), error)
+}
+
 // Access says on whose behalf a registry is asked.
 type Access struct {
 	// Credentials of the request; the zero value leaves the node's auth files.
@@ -42,6 +48,13 @@ type Remote interface {
 	Config(ctx context.Context, config ConfigRef) ([]byte, error)
 	// Close releases the connections.
 	Close() error
+}
+
+// Primer is a Remote that need not read again what the store has. Without it, a
+// signature policy that looks at a stored manifest costs one more request.
+type Primer interface {
+	// Prime tells the Remote a manifest that has the digest by which it is named.
+	Prime(manifest Blob)
 }
 
 // ConfigRef names the config blob of an image. Only this package makes one that

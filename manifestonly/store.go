@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/opencontainers/go-digest"
-	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
@@ -75,55 +74,4 @@ type Store interface {
 	Writer
 	Reader
 	Remover
-}
-
-// Blob is content with the digest it was checked against.
-type Blob struct {
-	Digest imageref.ManifestDigest
-	Bytes  []byte
-}
-
-// Image is a checked image as [Pull] hands it to a [Writer]: every byte has the
-// digest that names it, and the policy has accepted it.
-type Image struct {
-	// Pulled is the name by which it was pulled, what that resolved to, and when.
-	Pulled imageref.PulledReference
-	// Indexes lead from the reference to the manifest, outermost first; empty
-	// when the reference names the manifest itself.
-	Indexes []Blob
-	// Manifest is the manifest of the chosen instance.
-	Manifest Blob
-	// ConfigDigest and Config are the image config, and Parsed is what it says.
-	ConfigDigest imageref.ConfigDigest
-	Config       []byte
-	Parsed       imgspec.Image
-	// Signatures of the manifest, as containers/image stores them; may be empty.
-	Signatures [][]byte
-	// Layers, EncryptedLayers and LayerBytes are as in imageref.Record.
-	Layers          int
-	EncryptedLayers int
-	LayerBytes      int64
-}
-
-// Record returns the record that img makes when it is stored alone: one
-// reference, and the size of what is kept.
-func (img Image) Record() imageref.Record {
-	size := int64(len(img.Manifest.Bytes) + len(img.Config))
-	for _, index := range img.Indexes {
-		size += int64(len(index.Bytes))
-	}
-	for _, sig := range img.Signatures {
-		size += int64(len(sig))
-	}
-	return imageref.Record{
-		StorageID:       imageref.RecordID(img.Manifest.Digest),
-		Manifest:        img.Manifest.Digest,
-		ConfigDigest:    img.ConfigDigest,
-		References:      []imageref.PulledReference{img.Pulled},
-		Image:           img.Parsed,
-		StoredBytes:     size,
-		Layers:          img.Layers,
-		EncryptedLayers: img.EncryptedLayers,
-		LayerBytes:      img.LayerBytes,
-	}
 }

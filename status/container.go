@@ -56,6 +56,17 @@ func FromRecord(rec imageref.Record) Origin {
 // false when that is no record's.
 type Finder func(storageID string) (Origin, bool, error)
 
+// View is how a client is to see containers made from records.
+type View struct {
+	// Handler is the runtime handler that records are listed with ([Image]). kubelet's
+	// image GC, with the RuntimeClassInImageCriApi gate, takes an image to be used only if
+	// a container names it with the same handler. Zero: none is named.
+	Handler string
+	// Find knows the records, for containers that were made behind the front's back.
+	// Zero: those stay as CRI-O reports them.
+	Find Finder
+}
+
 // reserve is room for the names that a patched container gains, in bytes.
 const reserve = 256
 
@@ -63,8 +74,8 @@ const reserve = 256
 func RecordMark() []byte { return []byte(annotations.RecordID) }
 
 // EditContainers puts the true images into an encoded ListContainersResponse or
-// StreamContainersResponse. It asks no store: the annotations say it all.
-func EditContainers(answer []byte) ([]byte, error) {
+// StreamContainersResponse. It asks nobody: the annotations say it all.
+func EditContainers(answer []byte, view View) ([]byte, error) {
 	mark := RecordMark()
 	if !bytes.Contains(answer, mark) {
 		return answer, nil
@@ -73,29 +84,28 @@ func EditContainers(answer []byte) ([]byte, error) {
 		if !bytes.Contains(raw, mark) {
 			return raw, nil
 		}
-		return patch(raw, containerFields, nil)
+		return patch(raw, containerFields, View{Handler: view.Handler})
 	})
 }
 
-// EditContainerStatus does so in a ContainerStatusResponse, with find for a
-// container that was made behind the front's back.
-func EditContainerStatus(answer []byte, find Finder) ([]byte, error) {
-	return editStatuses(answer, statusField, find)
+// EditContainerStatus does so in a ContainerStatusResponse.
+func EditContainerStatus(answer []byte, view View) ([]byte, error) {
+	return editStatuses(answer, statusField, view)
 }
 
 // EditPodSandboxStatus does so in a PodSandboxStatusResponse.
-func EditPodSandboxStatus(answer []byte, find Finder) ([]byte, error) {
-	return editStatuses(answer, sandboxStatusesField, find)
+func EditPodSandboxStatus(answer []byte, view View) ([]byte, error) {
+	return editStatuses(answer, sandboxStatusesField, view)
 }
 
 // EditContainerEvent does so in a ContainerEventResponse.
-func EditContainerEvent(event []byte, find Finder) ([]byte, error) {
-	return editStatuses(event, eventStatusesField, find)
+func EditContainerEvent(event []byte, view View) ([]byte, error) {
+	return editStatuses(event, eventStatusesField, view)
 }
 
-func editStatuses(answer []byte, field protowire.Number, find Finder) ([]byte, error) {
+func editStatuses(answer []byte, field protowire.Number, view View) ([]byte, error) {
 	return editRepeated(answer, field, func(raw []byte) ([]byte, error) {
-		return patch(raw, containerStatusFields, find)
+		return patch(raw, containerStatusFields, view)
 	})
 }
 
@@ -104,7 +114,7 @@ func editStatuses(answer []byte, field protowire.Number, find Finder) ([]byte, e
 // CRI-O reports are placeholders of a user that is resolved in the pod, and none
 // means "not known" (KEP-3619). It returns raw for a container that was not made
 // from a record.
-func patch(raw []byte, fields fieldNumbers, find Finder) ([]byte, error) {
+func patch(raw []byte, fields fieldNumbers, view View) ([]byte, error) {
 	var spec, ref, id []byte
 	var origin Origin
 	rest := make([]byte, 0, len(raw)+reserve)
@@ -131,9 +141,9 @@ func patch(raw []byte, fields fieldNumbers, find Finder) ([]byte, error) {
 		return nil, err
 	}
 	ok := origin.complete()
-	if !ok && find != nil && len(id) > 0 && len(bytesField(spec, specImageField)) == 0 {
+	if !ok && view.Find != nil && len(id) > 0 && len(bytesField(spec, specImageField)) == 0 {
 		// CRI-O names no image: either the record's, or one that lost its names.
-		if origin, ok, err = find(string(id)); err != nil {
+		if origin, ok, err = view.Find(string(id)); err != nil {
 			return nil, err
 		}
 	}
@@ -143,12 +153,16 @@ func patch(raw []byte, fields fieldNumbers, find Finder) ([]byte, error) {
 	}
 	named := make([]byte, 0, len(spec)+reserve)
 	err = each(spec, func(number protowire.Number, field, _ []byte) error {
-		if number != specImageField {
+		if number != specImageField && number != specHandlerField {
 			named = append(named, field...)
 		}
 		return nil
 	})
-	rest = appendBytes(rest, fields.image, appendString(named, specImageField, origin.UserImage))
+	named = appendString(named, specImageField, origin.UserImage)
+	if view.Handler != "" {
+		named = appendString(named, specHandlerField, view.Handler)
+	}
+	rest = appendBytes(rest, fields.image, named)
 	rest = appendString(rest, fields.ref, origin.ImageRef)
 	rest = appendString(rest, fields.id, origin.ImageID)
 	return rest, err

@@ -62,12 +62,12 @@ func TestEditContainerStatus(t *testing.T) {
 	noImage := crioStatus(notes())
 	noImage.Image = nil
 	want := crioStatus(notes())
-	want.Image.Image, want.ImageRef, want.ImageId = userImage, imageRef, imageID
+	want.Image.Image, want.ImageRef, want.ImageId, want.Image.RuntimeHandler = userImage, imageRef, imageID, "husk"
 	wantNoImage := crioStatus(notes())
-	wantNoImage.Image, wantNoImage.ImageRef, wantNoImage.ImageId = &cri.ImageSpec{Image: userImage}, imageRef, imageID
+	wantNoImage.Image, wantNoImage.ImageRef, wantNoImage.ImageId = &cri.ImageSpec{Image: userImage, RuntimeHandler: "husk"}, imageRef, imageID
 	bare := crioStatus(nil)
 	found := crioStatus(nil)
-	found.Image.Image, found.ImageRef, found.ImageId = "found", "ref", "id"
+	found.Image.Image, found.ImageRef, found.ImageId, found.Image.RuntimeHandler = "found", "ref", "id", "husk"
 	finder := func(id string) (Origin, bool, error) {
 		return Origin{StorageID: storageID, ImageID: "id", ImageRef: "ref", UserImage: "found"}, id == storageID, nil
 	}
@@ -90,7 +90,7 @@ func TestEditContainerStatus(t *testing.T) {
 			g := NewWithT(t)
 			future := protowire.AppendString(protowire.AppendTag(nil, 9999, protowire.BytesType), "\xff no utf-8")
 			in := append(encoded(t, &cri.ContainerStatusResponse{Status: c.in, Info: map[string]string{"i": "j"}}), future...)
-			out, err := EditContainerStatus(in, c.find)
+			out, err := EditContainerStatus(in, View{Handler: "husk", Find: c.find})
 			g.Expect(err).NotTo(HaveOccurred())
 			if c.want == nil {
 				g.Expect(&out[0]).To(BeIdenticalTo(&in[0]), "untouched bytes")
@@ -102,14 +102,14 @@ func TestEditContainerStatus(t *testing.T) {
 			g.Expect(got.Info).To(HaveKey("i"))
 			g.Expect(got.ProtoReflect().GetUnknown()).To(BeEquivalentTo(future))
 
-			pod, err := EditPodSandboxStatus(encoded(t, &cri.PodSandboxStatusResponse{ContainersStatuses: []*cri.ContainerStatus{ordinary, c.in}}), c.find)
+			pod, err := EditPodSandboxStatus(encoded(t, &cri.PodSandboxStatusResponse{ContainersStatuses: []*cri.ContainerStatus{ordinary, c.in}}), View{Handler: "husk", Find: c.find})
 			g.Expect(err).NotTo(HaveOccurred())
 			podStatus := new(cri.PodSandboxStatusResponse)
 			g.Expect(proto.Unmarshal(pod, podStatus)).To(Succeed())
 			g.Expect(proto.Equal(podStatus.ContainersStatuses[0], ordinary)).To(BeTrue())
 			g.Expect(proto.Equal(podStatus.ContainersStatuses[1], c.want)).To(BeTrue())
 
-			raw, err := EditContainerEvent(encoded(t, &cri.ContainerEventResponse{ContainersStatuses: []*cri.ContainerStatus{c.in}}), c.find)
+			raw, err := EditContainerEvent(encoded(t, &cri.ContainerEventResponse{ContainersStatuses: []*cri.ContainerStatus{c.in}}), View{Handler: "husk", Find: c.find})
 			g.Expect(err).NotTo(HaveOccurred())
 			event := new(cri.ContainerEventResponse)
 			g.Expect(proto.Unmarshal(raw, event)).To(Succeed())
@@ -121,14 +121,14 @@ func TestEditContainerStatus(t *testing.T) {
 func TestEditFailures(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	_, err := EditContainerStatus([]byte{0x0a, 0xff}, noFinder)
+	_, err := EditContainerStatus([]byte{0x0a, 0xff}, View{Find: noFinder})
 	g.Expect(errdefs.Is(err, errdefs.Internal)).To(BeTrue())
-	_, err = EditContainers(append([]byte{0x0a, 0xff}, annotations.RecordID...))
+	_, err = EditContainers(append([]byte{0x0a, 0xff}, annotations.RecordID...), View{})
 	g.Expect(errdefs.Is(err, errdefs.Internal)).To(BeTrue())
 	failing := func(string) (Origin, bool, error) {
 		return Origin{}, false, errdefs.New(errdefs.Unavailable, "look", nil)
 	}
-	_, err = EditContainerStatus(encoded(t, &cri.ContainerStatusResponse{Status: crioStatus(nil)}), failing)
+	_, err = EditContainerStatus(encoded(t, &cri.ContainerStatusResponse{Status: crioStatus(nil)}), View{Find: failing})
 	g.Expect(errdefs.Is(err, errdefs.Unavailable)).To(BeTrue())
 }
 
@@ -156,14 +156,14 @@ func TestEditContainers(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	in := encoded(t, listOf(3, 0))
-	out, err := EditContainers(in)
+	out, err := EditContainers(in, View{})
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(&out[0]).To(BeIdenticalTo(&in[0]))
 	want := listOf(3, 2)
-	out, err = EditContainers(encoded(t, want))
+	out, err = EditContainers(encoded(t, want), View{Handler: "kata"})
 	g.Expect(err).NotTo(HaveOccurred())
 	for _, c := range want.Containers[:2] {
-		c.Image.Image, c.ImageRef, c.ImageId = userImage, imageRef, imageID
+		c.Image.Image, c.ImageRef, c.ImageId, c.Image.RuntimeHandler = userImage, imageRef, imageID, "kata"
 	}
 	got := new(cri.ListContainersResponse)
 	g.Expect(proto.Unmarshal(out, got)).To(Succeed())
@@ -178,7 +178,7 @@ func BenchmarkEditContainers(b *testing.B) {
 			b.SetBytes(int64(len(answer)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := EditContainers(answer); err != nil {
+				if _, err := EditContainers(answer, View{Handler: "husk"}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -190,7 +190,7 @@ func FuzzEditContainerStatus(f *testing.F) {
 	f.Add(encoded(f, &cri.ContainerStatusResponse{Status: crioStatus(notes())}))
 	f.Add([]byte{0x0a, 0x03, 0x08, 0x96, 0x01})
 	f.Fuzz(func(t *testing.T, in []byte) {
-		out, err := EditContainerStatus(in, noFinder)
+		out, err := EditContainerStatus(in, View{Handler: "husk", Find: noFinder})
 		if err != nil {
 			return
 		}

@@ -8,12 +8,13 @@ const (
 	// listField is ListImagesResponse.images, ListContainersResponse.containers
 	// and the same of their streaming twins.
 	listField            protowire.Number = 1
-	imageIDField         protowire.Number = 1 // Image.id
-	statusField          protowire.Number = 1 // ContainerStatusResponse.status
-	sandboxStatusesField protowire.Number = 3 // PodSandboxStatusResponse.containers_statuses
-	eventStatusesField   protowire.Number = 5 // ContainerEventResponse.containers_statuses
-	specImageField       protowire.Number = 1 // ImageSpec.image
-	mapKeyField          protowire.Number = 1 // of every map entry
+	imageIDField         protowire.Number = 1  // Image.id
+	statusField          protowire.Number = 1  // ContainerStatusResponse.status
+	sandboxStatusesField protowire.Number = 3  // PodSandboxStatusResponse.containers_statuses
+	eventStatusesField   protowire.Number = 5  // ContainerEventResponse.containers_statuses
+	specImageField       protowire.Number = 1  // ImageSpec.image
+	specHandlerField     protowire.Number = 19 // ImageSpec.runtime_handler
+	mapKeyField          protowire.Number = 1  // of every map entry
 	mapValueField        protowire.Number = 2
 )
 

@@ -22,6 +22,7 @@ func TestFieldNumbers(t *testing.T) {
 		{new(cri.StreamContainersResponse), "containers", listField},
 		{new(cri.Image), "id", imageIDField},
 		{new(cri.ImageSpec), "image", specImageField},
+		{new(cri.ImageSpec), "runtime_handler", specHandlerField},
 		{new(cri.ContainerStatusResponse), "status", statusField},
 		{new(cri.PodSandboxStatusResponse), "containers_statuses", sandboxStatusesField},
 		{new(cri.ContainerEventResponse), "containers_statuses", eventStatusesField},

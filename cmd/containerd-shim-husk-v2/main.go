@@ -6,7 +6,7 @@ import (
 	"context"
 	"os"
 
-	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim"
 )
 
@@ -14,5 +14,5 @@ import (
 var version = "dev"
 
 func main() {
-	os.Exit(shim.Main(context.Background(), os.Args, version, sandbox.Layers{}))
+	os.Exit(shim.Main(context.Background(), os.Args, version, layers.Layers{}))
 }

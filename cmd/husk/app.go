@@ -32,9 +32,10 @@ func newApp() *cli.App {
 		Description: "husk serve stands in front of CRI-O. For pods whose runtime handler has " +
 			"runtime_pull_image = true it fetches an image's manifest and config and nothing else; " +
 			"the runtime pulls the layers inside the pod. The other commands look at the records it keeps.\n\n" +
-			"Exit codes: 0 done; 1 failed; 3 image or record not found; 4 refused " +
+			"Exit codes: 0 done; 1 failed, or check found something that is left; 3 image or record not found; 4 refused " +
 			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable.\n\n" +
 			"Files: /etc/husk/husk.toml (or $HUSK_CONFIG) is Husk's configuration, and may be missing; " +
+			"its drop-ins are /etc/husk/husk.toml.d/*.toml; " +
 			"/etc/crio/crio.conf and crio.conf.d are CRI-O's, read for its storage, handlers and policy; " +
 			"/etc/husk/shim.toml is the shim's. All commands need root.",
 		Commands: []*cli.Command{
@@ -42,7 +43,11 @@ func newApp() *cli.App {
 			pullCommand(),
 			imagesCommand(),
 			inspectCommand(),
+			resolveCommand(),
 			rmCommand(),
+			checkCommand(),
+			configCommand(),
+			versionCommand(),
 			completionCommand(),
 			manCommand(),
 		},

@@ -107,12 +107,14 @@ func TestWrongCommandLines(t *testing.T) {
 		args []string
 		says string
 	}{
-		{[]string{"images", "--format", "xml"}, "neither text nor json"},
+		{[]string{"images", "--format", "xml"}, "neither text nor json nor a Go template"},
 		{[]string{"pull"}, "got 0 arguments"},
 		{[]string{"inspect", "a", "b"}, "got 2 arguments"},
 		{[]string{"rm"}, "got 0 arguments"},
 		{[]string{"pull", "--username", "u", "a"}, "go together"},
 		{[]string{"pull", "--password-stdin", "a"}, "go together"},
+		{[]string{"config", "x"}, "takes no arguments"},
+		{[]string{"version", "x"}, "takes no arguments"},
 		{[]string{"serve", "--no-such-flag"}, "no-such-flag"},
 		{[]string{"no-such-command"}, "no-such-command"},
 		{[]string{"completion", "tcsh"}, "none of bash, zsh, fish"},
@@ -178,6 +180,11 @@ func TestCommands(t *testing.T) {
 	out, err = p.run(t, "", "images")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(out).To(And(ContainSubstring(pushed.Reference), ContainSubstring(id[:12])))
+	for _, command := range [][]string{{"images"}, {"inspect", pushed.Reference}, {"pull", pushed.Reference}} {
+		out, err = p.run(t, "", append([]string{command[0], "--format", "{{.ImageID}} {{.User}}"}, command[1:]...)...)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(out).To(Equal(id+" web\n"), command[0])
+	}
 	for _, name := range []string{id, "sha256:" + id, id[:12], pulled.StorageID, pushed.Reference, pushed.Repository + "@" + pushed.Digest.String()} {
 		out, err = p.run(t, "", "inspect", name)
 		g.Expect(err).NotTo(HaveOccurred(), name)
@@ -233,7 +240,7 @@ func TestCompletionsAndManPageCanBeParsed(t *testing.T) {
 	page, err := p.run(t, "", "man")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(page).To(ContainSubstring(".TH husk 8"))
-	for _, command := range []string{"serve", "pull", "images", "inspect", "rm"} {
+	for _, command := range []string{"serve", "pull", "images", "inspect", "resolve", "rm", "check", "config", "version"} {
 		g.Expect(page).To(MatchRegexp(`(?m)^\.SH ` + command))
 	}
 	g.Expect(page).To(ContainSubstring("Exit codes"))

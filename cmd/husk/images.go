@@ -2,7 +2,8 @@ package main
 
 import (
 	"fmt"
-	"text/tabwriter"
+	"io"
+	"strconv"
 
 	"github.com/urfave/cli/v2"
 )
@@ -11,8 +12,8 @@ func imagesCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "images",
 		Usage:     "list the layer-less images of this node",
-		UsageText: "husk images [--format json]",
-		Flags:     []cli.Flag{formatFlag()},
+		UsageText: "husk images [--format text|json|TEMPLATE]",
+		Flags:     []cli.Flag{formatFlag(formatText)},
 		Before:    noArgs,
 		Action:    images,
 	}
@@ -31,20 +32,16 @@ func images(c *cli.Context) error {
 	for _, r := range records {
 		views = append(views, newImageView(r))
 	}
-	if c.String("format") == "json" {
-		return printJSON(c.App.Writer, views)
-	}
-	w := tabwriter.NewWriter(c.App.Writer, 0, 4, 2, ' ', 0)
-	if _, err := fmt.Fprintln(w, "REFERENCE\tIMAGE ID\tLAYERS\tENCRYPTED\tON HOST\tIN LAYERS"); err != nil {
-		return err
-	}
-	for _, v := range views {
-		for _, ref := range v.References {
-			if _, err := fmt.Fprintf(w, "%s\t%.12s\t%d\t%d\t%s\t%s\n", ref.Reference, v.ImageID,
-				v.Layers, v.EncryptedLayers, humanBytes(v.StoredBytes), humanBytes(v.LayerBytes)); err != nil {
-				return err
+	return show(c, views, func(w io.Writer) error {
+		var rows [][]string
+		for _, v := range views {
+			for _, ref := range v.References {
+				rows = append(rows, []string{
+					ref.Reference, fmt.Sprintf("%.12s", v.ImageID), v.Platform, strconv.Itoa(v.Layers),
+					strconv.Itoa(v.EncryptedLayers), humanBytes(v.StoredBytes), humanBytes(v.LayerBytes),
+				})
 			}
 		}
-	}
-	return w.Flush()
+		return printTable(w, []string{"REFERENCE", "IMAGE ID", "PLATFORM", "LAYERS", "ENCRYPTED", "ON HOST", "IN LAYERS"}, rows)
+	})
 }

@@ -2,18 +2,23 @@ package main
 
 import (
 	"context"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/layout"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 func inspectCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "inspect",
-		Usage:     "show layer-less images as JSON, with digests, config and references",
-		UsageText: "husk inspect REFERENCE|ID",
+		Name:        "inspect",
+		Usage:       "show layer-less images as JSON, with digests, config and references",
+		UsageText:   "husk inspect [--format json|TEMPLATE] REFERENCE|ID|oci:PATH[:TAG]|oci-archive:FILE[:TAG]|dir:PATH",
+		Description: "An image in a local directory or file is read and checked as a pull does, and not stored.",
+		Flags:       []cli.Flag{formatFlag(formatJSON)},
 		Action: onRecords(func(c *cli.Context, _ *node, found imageref.Match) error {
 			views := make([]imageView, 0, len(found.Records))
 			for _, r := range found.Records {
@@ -21,13 +26,32 @@ func inspectCommand() *cli.Command {
 				v.Config = &r.Image
 				views = append(views, v)
 			}
-			return printJSON(c.App.Writer, views)
-		}),
+			return show(c, views, func(w io.Writer) error { return printJSON(w, views) })
+		}, (*node).look),
 	}
 }
 
-// onRecords is the action of a command on what its one argument stands for.
-func onRecords(do func(c *cli.Context, n *node, found imageref.Match) error) cli.ActionFunc {
+// look returns what an image in a local layout would be stored as.
+func (n *node) look(ctx context.Context, name string) (imageref.Match, error) {
+	if !layout.Is(name) {
+		return n.find(ctx, name)
+	}
+	source, err := n.sourceOf(name)
+	if err != nil {
+		return imageref.Match{}, err
+	}
+	img, _, err := manifestonly.Fetch(ctx, manifestonly.Request{Name: name}, source, nil)
+	if err != nil {
+		return imageref.Match{}, err
+	}
+	return imageref.Match{Records: []imageref.Record{img.Record()}}, nil
+}
+
+// onRecords is the action of a command on what its one argument stands for, by find.
+func onRecords(
+	do func(c *cli.Context, n *node, found imageref.Match) error,
+	find func(n *node, ctx context.Context, name string) (imageref.Match, error),
+) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		name, err := oneArg(c, "a reference or an image ID")
 		if err != nil {
@@ -37,7 +61,7 @@ func onRecords(do func(c *cli.Context, n *node, found imageref.Match) error) cli
 		if err != nil {
 			return err
 		}
-		found, err := n.find(c.Context, name)
+		found, err := find(n, c.Context, name)
 		if err != nil {
 			return err
 		}

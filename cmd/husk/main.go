@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/husk-cri/husk/internal/podpull"
 )
 
 // version is set by the linker.
@@ -25,7 +27,11 @@ func main() {
 	logrus.SetLevel(logrus.WarnLevel) // the libraries' log; Husk's own is log/slog
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := newApp().RunContext(ctx, os.Args); err != nil {
+	run := newApp().RunContext
+	if len(os.Args) > 1 && os.Args[1] == podpull.ChildCommand {
+		run = func(ctx context.Context, _ []string) error { return podpull.RunChild(ctx, os.Stdin, os.Stdout) }
+	}
+	if err := run(ctx, os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "husk:", err)
 		stop()
 		os.Exit(exitCode(err)) //nolint:gocritic // exitAfterDefer: stop was called above

@@ -4,73 +4,102 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"time"
+	"reflect"
+	"strings"
+	"text/tabwriter"
+	"text/template"
 
-	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
-	"github.com/husk-cri/husk/pkg/imageref"
 )
 
-func formatFlag() cli.Flag {
+// The formats that are no template.
+const (
+	formatText = "text"
+	formatJSON = "json"
+)
+
+// formatFlag is --format, the same for every command that prints a result with [show].
+func formatFlag(value string) cli.Flag {
 	return &cli.StringFlag{
-		Name: "format", Usage: "print as `FORMAT`: text or json", Value: "text",
-		Action: func(_ *cli.Context, format string) error {
-			if format != "text" && format != "json" {
-				return errdefs.Newf(errdefs.InvalidArgument, "--format", "%q is neither text nor json", format)
+		Name: "format", Usage: "print as `FORMAT`: text, json, or a Go template such as '{{.ImageID}}'", Value: value,
+		Action: func(_ *cli.Context, format string) error { // before the command does anything
+			if format == formatText || format == formatJSON {
+				return nil
 			}
-			return nil
+			_, err := parseFormat(format)
+			return err
 		},
 	}
 }
 
-// noArgs refuses arguments of a command that takes none.
-func noArgs(c *cli.Context) error {
-	if c.NArg() > 0 {
-		return errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "takes no arguments, got %q", c.Args().First())
+// parseFormat reads a template as podman, docker and skopeo take it: \t and \n are what
+// they stand for even where the shell passes them on as they are.
+func parseFormat(format string) (*template.Template, error) {
+	if !strings.Contains(format, "{{") {
+		return nil, errdefs.Newf(errdefs.InvalidArgument, "--format", "%q is neither text nor json nor a Go template", format)
+	}
+	t, err := template.New("--format").Option("missingkey=error").Funcs(template.FuncMap{
+		"json": func(v any) (string, error) {
+			data, err := json.Marshal(v)
+			return string(data), err
+		},
+		"join": strings.Join,
+		"size": humanBytes,
+	}).Parse(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(format))
+	if err != nil {
+		return nil, errdefs.New(errdefs.InvalidArgument, "--format", err)
+	}
+	return t, nil
+}
+
+// show prints v as --format says: for people by text, as JSON, or by a template. A
+// template is applied to each element of a slice, and each result ends its line.
+func show(c *cli.Context, v any, text func(io.Writer) error) error {
+	switch format := c.String("format"); format {
+	case formatText:
+		return text(c.App.Writer)
+	case formatJSON:
+		return printJSON(c.App.Writer, v)
+	default:
+		t, err := parseFormat(format)
+		if err != nil {
+			return err
+		}
+		return printTemplate(c.App.Writer, t, v)
+	}
+}
+
+func printTemplate(w io.Writer, t *template.Template, v any) error {
+	elements := []any{v}
+	if rv := reflect.ValueOf(v); rv.Kind() == reflect.Slice {
+		elements = elements[:0]
+		for i := range rv.Len() {
+			elements = append(elements, rv.Index(i).Interface())
+		}
+	}
+	for _, e := range elements {
+		var line strings.Builder
+		if err := t.Execute(&line, e); err != nil { // a field that is not there, most likely
+			return errdefs.New(errdefs.InvalidArgument, "--format", err)
+		}
+		if _, err := fmt.Fprintln(w, line.String()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// oneArg returns the command's only argument.
-func oneArg(c *cli.Context, what string) (string, error) {
-	if c.NArg() != 1 {
-		return "", errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "want %s, got %d arguments", what, c.NArg())
+// printTable prints rows below their headings, in columns.
+func printTable(w io.Writer, headings []string, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, row := range append([][]string{headings}, rows...) {
+		if _, err := fmt.Fprintln(t, strings.Join(row, "\t")); err != nil {
+			return err
+		}
 	}
-	return c.Args().First(), nil
-}
-
-// imageView is a record as the commands show it to scripts.
-type imageView struct {
-	ImageID         string          `json:"image_id"`
-	ManifestDigest  string          `json:"manifest_digest"`
-	StorageID       string          `json:"storage_id"`
-	References      []referenceView `json:"references"`
-	User            string          `json:"user"`
-	Layers          int             `json:"layers"`
-	EncryptedLayers int             `json:"encrypted_layers"`
-	StoredBytes     int64           `json:"stored_bytes"`
-	LayerBytes      int64           `json:"layer_bytes"`
-	Config          *imgspec.Image  `json:"config,omitempty"`
-}
-
-type referenceView struct {
-	Reference string    `json:"reference"`
-	Pinned    string    `json:"pinned"`
-	PulledAt  time.Time `json:"pulled_at"`
-}
-
-func newImageView(r imageref.Record) imageView {
-	v := imageView{
-		ImageID: r.ImageID().String(), ManifestDigest: r.Manifest.String(), StorageID: r.StorageID.String(),
-		References: make([]referenceView, 0, len(r.References)), User: r.Image.Config.User,
-		Layers: r.Layers, EncryptedLayers: r.EncryptedLayers, StoredBytes: r.StoredBytes, LayerBytes: r.LayerBytes,
-	}
-	for _, p := range r.References {
-		v.References = append(v.References, referenceView{p.Reference.String(), p.Pinned().String(), p.PulledAt})
-	}
-	return v
+	return t.Flush()
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -91,4 +120,20 @@ func humanBytes(n int64) string {
 		return fmt.Sprintf("%d B", n)
 	}
 	return fmt.Sprintf("%.3g %s", value, units[at])
+}
+
+// noArgs refuses arguments of a command that takes none.
+func noArgs(c *cli.Context) error {
+	if c.NArg() > 0 {
+		return errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "takes no arguments, got %q", c.Args().First())
+	}
+	return nil
+}
+
+// oneArg returns the command's only argument.
+func oneArg(c *cli.Context, what string) (string, error) {
+	if c.NArg() != 1 {
+		return "", errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "want %s, got %d arguments", what, c.NArg())
+	}
+	return c.Args().First(), nil
 }

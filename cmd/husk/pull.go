@@ -19,12 +19,15 @@ func pullCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "pull",
 		Usage:     "fetch manifest and config of an image, as a pod's pull would",
-		UsageText: "husk pull [options] REFERENCE",
+		UsageText: "husk pull [options] REFERENCE|oci:PATH[:TAG]|oci-archive:FILE[:TAG]|dir:PATH",
+		Description: "Every pull contacts the registry, whatever the store holds. An image in a local directory or file, for " +
+			"debugging, gets the name that its layout gives it, or localhost/NAME:TAG. Prints the image ID; on a terminal, " +
+			"what it cost goes to standard error.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in to the registry as `NAME`"},
 			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from standard input"},
 			&cli.StringFlag{Name: "namespace", Usage: "apply the signature policy of a Kubernetes `NAMESPACE`"},
-			formatFlag(),
+			formatFlag(formatText),
 		},
 		Action: func(c *cli.Context) error {
 			name, err := oneArg(c, "a reference")
@@ -39,17 +42,23 @@ func pullCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			result, err := n.Pull(c.Context, manifestonly.Request{
-				Name: name, Credentials: credentials, Namespace: c.String("namespace"),
-			})
+			source, err := n.sourceOf(name)
 			if err != nil {
 				return err
 			}
-			if c.String("format") == "json" {
-				return printJSON(c.App.Writer, newImageView(result.Record))
+			done := progress(c, "pulling "+name)
+			result, err := manifestonly.Pull(c.Context, manifestonly.Request{
+				Name: name, Credentials: credentials, Namespace: c.String("namespace"),
+			}, source, n.store)
+			done(fmt.Sprintf("%d requests, %s; %d layers of %s not read", result.Stats.Requests, humanBytes(result.Stats.Bytes),
+				result.Record.Layers, humanBytes(result.Record.LayerBytes)), err)
+			if err != nil {
+				return err
 			}
-			_, err = fmt.Fprintln(c.App.Writer, result.Record.ImageID())
-			return err
+			return show(c, newImageView(result.Record), func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, result.Record.ImageID())
+				return err
+			})
 		},
 	}
 }

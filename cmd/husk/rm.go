@@ -22,7 +22,7 @@ func rmCommand() *cli.Command {
 			}
 			_, err := fmt.Fprintln(c.App.Writer, c.Args().First())
 			return err
-		}),
+		}, (*node).find),
 	}
 }
 

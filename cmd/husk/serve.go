@@ -3,28 +3,22 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"net"
 	"os"
-	"path/filepath"
+	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
-	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
-	"github.com/husk-cri/husk/internal/config"
-	"github.com/husk-cri/husk/internal/crioconf"
 	"github.com/husk-cri/husk/internal/front"
-	"github.com/husk-cri/husk/pkg/errdefs"
-)
-
-const (
-	// socketMode is CRI-O's: whoever can reach the socket is root on the node.
-	socketMode = 0o660
-	// probeTimeout bounds the question whether another husk listens already.
-	probeTimeout = time.Second
+	"github.com/husk-cri/husk/internal/handover"
+	"github.com/husk-cri/husk/internal/janitor"
+	"github.com/husk-cri/husk/internal/logging"
+	"github.com/husk-cri/husk/internal/metrics"
+	"github.com/husk-cri/husk/internal/tracing"
+	"github.com/husk-cri/husk/manifestonly/cstore"
 )
 
 func serveCommand() *cli.Command {
@@ -32,146 +26,157 @@ func serveCommand() *cli.Command {
 		Name:      "serve",
 		Usage:     "stand in front of CRI-O",
 		UsageText: "husk [--config FILE] serve",
-		Before:    noArgs,
-		Action:    serve,
+		Description: "Listens where CRI-O did. A husk that is started while another one serves takes its sockets over, and no " +
+			"call is lost; so does one that systemd starts with husk.socket. SIGHUP reads husk.toml, crio.conf and " +
+			"registries.conf again; SIGTERM lets the calls under way end.",
+		Before: noArgs,
+		Action: serve,
 	}
 }
 
 func serve(c *cli.Context) (err error) {
-	n, err := openNode(c)
+	// From here on SIGHUP means reload; before, it would end husk.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
+	d, err := newDaemon(c)
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(c.App.ErrWriter, n.config)
-	if err != nil {
+	if d.tracer, err = startTracing(c.Context, d); err != nil {
 		return err
 	}
-	backend := n.config.Backend
-	if backend == "" {
-		backend = n.crio.Listen
-	}
-	if err := checkSockets(n.config, backend); err != nil {
-		return err
-	}
-	if err := checkHandlers(n.config, n.crio); err != nil {
-		return err
-	}
-	repaired, err := n.store.Repair(c.Context)
-	if err != nil {
-		return err
-	}
-	if repaired > 0 {
-		log.Warn("removed image records that a crash left half made", "records", repaired)
-	}
-	server, err := front.New(front.Config{
-		Backend:        backend,
-		DefaultHandler: n.config.DefaultHandler,
-		AssumeHandler:  n.config.AssumeHandler,
-		MaxPulls:       n.config.MaxPulls,
-		PullTimeout:    n.config.PullTimeout.Duration,
-	}, front.Collaborators{
-		Handlers: handlers{n.config, n.crio}, Puller: n, Held: n, Records: n.store, Names: n.source, Log: log,
+	defer func() {
+		if flushErr := d.tracer.Shutdown(c.Context); flushErr != nil { // a lost span is no failure of husk's
+			d.log.Warn("send the last traces", "error", flushErr)
+		}
+	}()
+	s := d.now.Load()
+	server, err := front.New(s.frontConfig(), front.Collaborators{
+		Handlers: d, Puller: d, Placed: d, Held: d, Records: d.store, Names: d, Log: d.log, Observer: d.metrics, Tracer: d,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Close()) }()
-	listener, err := listen(c.Context, n.config.Listen)
+	listener, err := handover.Listen(c.Context, handover.Options{Path: s.config.Listen, HandoverPath: s.config.HandoverSocket})
 	if err != nil {
 		return err
 	}
-	log.Info("serving CRI", "version", version, "listen", n.config.Listen, "backend", backend,
-		"guest_pull_handlers", strings.Join(n.crio.GuestPullHandlers(), ","))
-	for _, name := range n.crio.GuestPullHandlers() {
-		for _, path := range []string{n.crio.Handlers[name].Path, n.crio.Handlers[name].ConfigPath} {
-			if _, err := os.Stat(path); path != "" && err != nil {
-				log.Warn("CRI-O ignores a runtime handler whose files are missing", "handler", name, "error", err)
-			}
-		}
-	}
-	if len(n.crio.GuestPullHandlers()) == 0 {
-		log.Warn("no runtime handler in crio.conf has runtime_pull_image = true and runtime_type = \"vm\": every call is forwarded")
-	}
-	return server.Serve(c.Context, listener)
+	ctx, withdraw := listener.Offer(c.Context, d.log)
+	defer withdraw()
+	d.log.Info("serving CRI", "version", version, "listen", s.config.Listen, "socket", listener.Origin, "backend", s.backend(),
+		"guest_pull_handlers", strings.Join(s.crio.GuestPullHandlers(), ","))
+	d.warn(ctx)
+
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	ctx, stop := context.WithCancel(ctx) // the work beside ends when serving does
+	defer stop()
+	beside.Go(func() { d.reloads(ctx, server, hup) })
+	beside.Go(func() { d.serveMetrics(ctx) })
+	d.notify(ctx, handover.Ready, "serving "+s.config.Listen)
+	return server.Serve(ctx, listener)
 }
 
-// checkSockets refuses the one mistake that looks like it works: husk in front of
-// itself. /var/run/crio and /run/crio are one directory on most nodes.
-func checkSockets(conf config.Config, backend string) error {
-	if realPath(backend) != realPath(conf.Listen) {
-		return nil
-	}
-	return errdefs.Newf(errdefs.InvalidArgument, "serve",
-		"husk and CRI-O both listen on %s: set listen in [crio.api] of crio.conf to another socket", conf.Listen)
-}
-
-// realPath returns path without symlinks in the part of its directory that exists.
-func realPath(path string) string {
-	dir, rest := filepath.Split(filepath.Clean(path))
-	for {
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			return filepath.Join(real, rest)
-		}
-		parent := filepath.Dir(filepath.Clean(dir))
-		if parent == filepath.Clean(dir) {
-			return filepath.Clean(path)
-		}
-		rest = filepath.Join(filepath.Base(dir), rest)
-		dir = parent
-	}
-}
-
-// checkHandlers refuses handlers that CRI-O does not have: every pull or presence
-// check that falls back on one would fail.
-func checkHandlers(conf config.Config, crio crioconf.Config) error {
-	for key, name := range map[string]string{"default_handler": conf.DefaultHandler, "assume_handler": conf.AssumeHandler} {
-		if _, ok := crio.Handlers[name]; name != "" && !ok {
-			return errdefs.Newf(errdefs.InvalidArgument, "serve", "%s names %q, which is no runtime handler of crio.conf", key, name)
-		}
-	}
-	return nil
-}
-
-// listen takes the socket over from a husk that is gone. One that still answers keeps it.
-func listen(ctx context.Context, path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	if err := removeStale(ctx, path); err != nil {
+// newDaemon reads the settings, opens the store, and repairs what a crash has left.
+func newDaemon(c *cli.Context) (*daemon, error) {
+	s, err := readSettings(c.String("config"))
+	if err != nil {
 		return nil, err
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	d := &daemon{path: c.String("config")}
+	if err := d.use(s); err != nil {
+		return nil, err
+	}
+	if d.log, err = logging.New(c.App.ErrWriter, &d.level, s.config.LogFormat); err != nil {
+		return nil, err
+	}
+	logging.RouteLogrus(logrus.StandardLogger(), d.log)
+	if d.store, err = cstore.Open(storeOptions(s.crio.Storage)); err != nil {
+		return nil, err
+	}
+	report, err := d.store.Check(c.Context, cstore.CheckOptions{Repair: true})
 	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+		return nil, err
 	}
-	if err := os.Chmod(path, socketMode); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen: %w", err), l.Close())
+	for _, f := range report.Findings {
+		d.log.Warn("checked the image records", "finding", string(f.Kind), "record", f.Record, "done", string(f.Done), "detail", f.Detail)
 	}
-	return l, nil
+	d.metrics = metrics.New(metrics.Options{
+		Version: version, Methods: front.Methods(), Handlers: s.crio.GuestPullHandlers(), Records: d.store, Log: d.log,
+	})
+	return d, nil
 }
 
-// removeStale removes a socket on which nobody listens any more, and nothing else.
-func removeStale(ctx context.Context, path string) error {
-	op := "listen on " + path
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return errdefs.New(errdefs.Internal, op, err)
-	case info.Mode().Type() != fs.ModeSocket:
-		return errdefs.Newf(errdefs.InvalidArgument, op, "there is a file that is no socket")
+// startTracing traces if CRI-O does, to the same collector: the spans are joined there.
+func startTracing(ctx context.Context, d *daemon) (*tracing.Tracer, error) {
+	t := d.now.Load().crio.Tracing
+	if !t.Enabled {
+		return nil, nil
 	}
-	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "unix", path)
-	if err == nil {
-		_ = conn.Close()
-		return errdefs.Newf(errdefs.InUse, op, "another process answers there")
+	return tracing.Start(ctx, tracing.Options{
+		Endpoint: t.Endpoint, SamplingPerMillion: t.SamplingPerMillion, Version: version, Log: d.log,
+	})
+}
+
+// reloads reads the configuration again for each SIGHUP. Unused records are removed
+// meanwhile, after the time that was last read.
+func (d *daemon) reloads(ctx context.Context, server *front.Server, hup <-chan os.Signal) {
+	stop := d.sweep(ctx)
+	defer func() { stop() }()
+	for {
+		select {
+		case <-ctx.Done():
+			d.notify(ctx, handover.Stopping, "")
+			return
+		case <-hup:
+		}
+		d.notify(ctx, handover.Reloading, "")
+		if err := d.reload(ctx, server); err != nil {
+			d.log.ErrorContext(ctx, "reload the configuration; the one before stays in force", "error", err)
+		} else {
+			d.log.InfoContext(ctx, "reloaded the configuration")
+			stop()
+			stop = d.sweep(ctx)
+		}
+		d.notify(ctx, handover.Ready, "")
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) { // busy, perhaps: not known to be dead
-		return errdefs.New(errdefs.InUse, op, err)
+}
+
+// serveMetrics serves metrics until ctx is done, if the configuration wants them.
+// Pods matter more than metrics: a failure ends the metrics alone.
+func (d *daemon) serveMetrics(ctx context.Context) {
+	addr := d.now.Load().config.MetricsListen
+	if addr == "" {
+		return
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove stale socket: %w", err)
+	if err := d.metrics.Serve(ctx, addr); err != nil && ctx.Err() == nil {
+		d.log.ErrorContext(ctx, "serve metrics", "listen", addr, "error", err)
 	}
-	return nil
+}
+
+// sweep removes records that nothing uses, if the configuration says after what time,
+// until it is stopped.
+func (d *daemon) sweep(ctx context.Context) (stop func()) {
+	ttl := d.now.Load().config.RecordTTL.Duration
+	if ttl == 0 {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() {
+		if err := janitor.Run(ctx, janitor.Options{TTL: ttl, Sweeper: d.store, Log: d.log}); err != nil {
+			d.log.ErrorContext(ctx, "remove unused records", "error", err)
+		}
+	})
+	return func() { cancel(); sweeping.Wait() }
+}
+
+// notify tells systemd, which may not be there.
+func (d *daemon) notify(ctx context.Context, state handover.State, line string) {
+	if err := handover.Notify(state, line); err != nil {
+		d.log.WarnContext(ctx, "notify systemd", "error", err)
+	}
 }

@@ -1,59 +1,107 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"io"
-	"log/slog"
+	"os"
 
 	"github.com/containers/storage"
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/internal/config"
 	"github.com/husk-cri/husk/internal/crioconf"
-	"github.com/husk-cri/husk/internal/front"
+	"github.com/husk-cri/husk/internal/podpull"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/cstore"
+	"github.com/husk-cri/husk/manifestonly/layout"
 	"github.com/husk-cri/husk/manifestonly/registry"
-	"github.com/husk-cri/husk/pkg/imageref"
 )
 
-// node is what every command works with: the two configurations, and the source
-// and the store they describe.
-type node struct {
-	config config.Config
-	crio   crioconf.Config
-	source *registry.Source
-	store  *cstore.Store
+// settings is one reading of both configurations, and the source of images that they
+// describe. It is never changed: a reload makes another one.
+type settings struct {
+	config   config.Config
+	crio     crioconf.Config
+	registry registry.Config
+	source   *registry.Source
+	// problems are those that husk can live with.
+	problems []config.Problem
 }
 
-// openNode reads both configurations and opens CRI-O's storage.
-func openNode(c *cli.Context) (*node, error) {
-	conf, err := config.Load(c.String("config"))
-	if err != nil {
-		return nil, err
+// readSettings reads husk.toml and crio.conf with their drop-ins. What is wrong with
+// the files themselves is an error; what will not work of what they say is among the
+// problems.
+func readSettings(path string) (settings, error) {
+	loaded := config.Read(path)
+	if err := loaded.Err(); err != nil {
+		return settings{}, err
 	}
 	system, err := systemStorage()
 	if err != nil {
-		return nil, err
+		return settings{}, err
 	}
-	crio, err := crioconf.Load(conf.CrioConfig, conf.CrioConfigDir, system)
+	crio, err := crioconf.Load(loaded.Config.CrioConfig, loaded.Config.CrioConfigDir, system)
 	if err != nil {
-		return nil, err
+		return settings{}, err
 	}
-	store, err := cstore.Open(storeOptions(crio.Storage))
-	if err != nil {
-		return nil, err
-	}
-	return &node{config: conf, crio: crio, store: store, source: registry.New(registry.Config{
+	s := settings{config: loaded.Config, crio: crio, registry: registryConfig(loaded.Config, crio)}
+	s.source = registry.New(s.registry)
+	s.problems = append(crioconf.Check(crio), config.Check(loaded, crio)...)
+	return s, nil
+}
+
+func registryConfig(conf config.Config, crio crioconf.Config) registry.Config {
+	return registry.Config{
 		AuthFile:           crio.Image.GlobalAuthFile,
+		NamespacedAuthDir:  crio.Image.NamespacedAuthDir,
 		PolicyPath:         crio.Image.SignaturePolicy,
 		PolicyDir:          crio.Image.SignaturePolicyDir,
 		RegistriesConf:     conf.RegistriesConf,
 		RegistriesConfDir:  conf.RegistriesConfDir,
 		InsecureRegistries: crio.Image.InsecureRegistries,
+		ShortNameMode:      crio.Image.ShortNameMode,
+		ProgressTimeout:    crio.Image.PullProgressTimeout,
 		UserAgent:          "husk/" + version,
-	})}, nil
+	}
+}
+
+// backend is the socket of CRI-O.
+func (s settings) backend() string {
+	if s.config.Backend != "" {
+		return s.config.Backend
+	}
+	return s.crio.Listen
+}
+
+// placed pulls where the pod is, into the store.
+func (s settings) placed(store *cstore.Store) *podpull.Puller {
+	return &podpull.Puller{Registry: s.registry, Names: s.source, Store: store, Environ: os.Environ()}
+}
+
+// node is what the commands beside serve work with.
+type node struct {
+	settings
+	store *cstore.Store
+}
+
+// openNode reads the configurations and opens CRI-O's storage.
+func openNode(c *cli.Context) (*node, error) {
+	s, err := readSettings(c.String("config"))
+	if err != nil {
+		return nil, err
+	}
+	store, err := cstore.Open(storeOptions(s.crio.Storage))
+	if err != nil {
+		return nil, err
+	}
+	return &node{s, store}, nil
+}
+
+// sourceOf returns where a name is looked for: the registries, or a local layout.
+func (n *node) sourceOf(name string) (manifestonly.Source, error) {
+	if layout.Is(name) {
+		return layout.New(name, layout.Config{PolicyPath: n.registry.PolicyPath})
+	}
+	return n.source, nil
 }
 
 // systemStorage is what storage.conf says; CRI-O starts from it too.
@@ -72,49 +120,4 @@ func storeOptions(s crioconf.Storage) cstore.Options {
 	return cstore.Options{
 		GraphRoot: s.Root, RunRoot: s.RunRoot, ImageStore: s.ImageStore, Driver: s.Driver, DriverOptions: s.Options,
 	}
-}
-
-// Pull implements front.Puller.
-func (n *node) Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error) {
-	return manifestonly.Pull(ctx, req, n.source, n.store)
-}
-
-// PullHeld implements front.Held.
-func (n *node) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref.Reference) (manifestonly.Result, error) {
-	return manifestonly.Pull(ctx, manifestonly.Request{Name: ref.String()}, n.store.Held(id), n.store)
-}
-
-// handlers implements front.Handlers on crio.conf.
-type handlers struct {
-	config config.Config
-	crio   crioconf.Config
-}
-
-var (
-	_ front.Handlers = handlers{}
-	_ front.Puller   = (*node)(nil)
-	_ front.Held     = (*node)(nil)
-)
-
-func (h handlers) Handler(name string) (front.Handler, bool) {
-	conf, ok := h.crio.Handlers[name]
-	return front.Handler{
-		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !h.config.PinDigest(name),
-	}, ok
-}
-
-func (h handlers) Default() string     { return h.crio.DefaultRuntime }
-func (h handlers) GuestPull() []string { return h.crio.GuestPullHandlers() }
-
-// newLogger writes structured logs as the configuration says, already validated.
-func newLogger(w io.Writer, conf config.Config) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
-		return nil, fmt.Errorf("log_level: %w", err)
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if conf.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	}
-	return slog.New(slog.NewTextHandler(w, options)), nil
 }

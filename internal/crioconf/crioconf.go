@@ -6,16 +6,10 @@
 package crioconf
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-
-	"github.com/BurntSushi/toml"
+	"time"
 )
 
 // CRI-O's own defaults (pkg/config, DefaultConfig).
@@ -25,12 +19,18 @@ const (
 	// DefaultDir is where CRI-O keeps its drop-ins.
 	DefaultDir = "/etc/crio/crio.conf.d"
 
-	defaultListen       = "/var/run/crio/crio.sock"
-	defaultRuntime      = "crun"
-	defaultPolicyDir    = "/etc/crio/policies"
-	runtimeTypeVM       = "vm"
-	huskShim            = "containerd-shim-husk-v2"
-	defaultImageVolumes = "mkdir"
+	defaultListen        = "/var/run/crio/crio.sock"
+	defaultRuntime       = "crun"
+	defaultPolicyDir     = "/etc/crio/policies"
+	runtimeTypeVM        = "vm"
+	huskShim             = "containerd-shim-husk-v2"
+	defaultImageVolumes  = "mkdir"
+	defaultPauseImage    = "registry.k8s.io/pause:3.10"
+	defaultMessageBytes  = 80 << 20
+	defaultTracing       = "127.0.0.1:4317"
+	defaultCgroupManager = "systemd"
+	// defaultNamespacedAuthDir is the default of the releases that have the key.
+	defaultNamespacedAuthDir = "/etc/crio/auth"
 )
 
 // Limits on what is read, against a file put there by accident: a core dump or a
@@ -52,6 +52,49 @@ type Config struct {
 	Handlers map[string]Handler
 	// Image is how CRI-O pulls.
 	Image Image
+	// GRPC holds the message sizes of CRI-O's API.
+	GRPC GRPC
+	// Tracing is where CRI-O sends its spans.
+	Tracing Tracing
+	// CgroupManager is "systemd" or "cgroupfs": how cgroup names are to be read.
+	CgroupManager string
+	// InternalWipe removes containers and images after a reboot or an upgrade.
+	InternalWipe bool
+	// InternalRepair checks storage after an unclean shutdown and removes what is damaged.
+	InternalRepair bool
+	// Files are the files that were read, in the order they were merged.
+	Files []string
+	// Origins says which of them set what.
+	Origins Origins
+}
+
+// Origins lists for each key, written "crio.image.signature_policy", the files that
+// set it, in the order they were merged. A key that no file sets has CRI-O's default.
+type Origins map[string][]string
+
+// Last returns the file whose value of key counts, or "".
+func (o Origins) Last(key string) string {
+	files := o[key]
+	if len(files) == 0 {
+		return ""
+	}
+	return files[len(files)-1]
+}
+
+// GRPC holds the limits of [crio.api], in bytes and never zero.
+type GRPC struct {
+	MaxSendBytes int
+	MaxRecvBytes int
+}
+
+// Tracing is [crio.tracing].
+type Tracing struct {
+	// Enabled is enable_tracing.
+	Enabled bool
+	// Endpoint is the collector's gRPC address, "127.0.0.1:4317".
+	Endpoint string
+	// SamplingPerMillion is how many of a million spans are kept.
+	SamplingPerMillion int
 }
 
 // Storage says where containers/storage lives.
@@ -95,178 +138,21 @@ type Image struct {
 	InsecureRegistries []string
 	// ImageVolumes is "mkdir", "bind" or "ignore".
 	ImageVolumes string
-}
-
-// file is the shape of crio.conf, limited to what Husk reads.
-type file struct {
-	Crio struct {
-		Root          string   `toml:"root"`
-		RunRoot       string   `toml:"runroot"`
-		ImageStore    string   `toml:"imagestore"`
-		StorageDriver string   `toml:"storage_driver"`
-		StorageOption []string `toml:"storage_option"`
-		API           struct {
-			Listen string `toml:"listen"`
-		} `toml:"api"`
-		Runtime struct {
-			DefaultRuntime string              `toml:"default_runtime"`
-			Runtimes       map[string]*handler `toml:"runtimes"`
-		} `toml:"runtime"`
-		Image struct {
-			GlobalAuthFile     string   `toml:"global_auth_file"`
-			SignaturePolicy    string   `toml:"signature_policy"`
-			SignaturePolicyDir string   `toml:"signature_policy_dir"`
-			InsecureRegistries []string `toml:"insecure_registries"`
-			ImageVolumes       string   `toml:"image_volumes"`
-		} `toml:"image"`
-	} `toml:"crio"`
-}
-
-type handler struct {
-	Path       string `toml:"runtime_path"`
-	Type       string `toml:"runtime_type"`
-	ConfigPath string `toml:"runtime_config_path"`
-	PullImage  bool   `toml:"runtime_pull_image"`
-	Inherit    bool   `toml:"inherit_default_runtime"`
-}
-
-// Load reads path, then every file below dir in lexical order. A missing dir is
-// an empty one; a missing path is too when it is [DefaultFile], as for CRI-O.
-// system is what storage.conf says: it holds where crio.conf says nothing, and its
-// options come before those of crio.conf.
-func Load(path, dir string, system Storage) (Config, error) {
-	f := new(file)
-	f.Crio.Root, f.Crio.RunRoot, f.Crio.ImageStore = system.Root, system.RunRoot, system.ImageStore
-	f.Crio.StorageDriver, f.Crio.StorageOption = system.Driver, system.Options
-	f.Crio.API.Listen = defaultListen
-	f.Crio.Runtime.DefaultRuntime = defaultRuntime
-	// Built into CRI-O: there without any file, and next to those that files add.
-	f.Crio.Runtime.Runtimes = map[string]*handler{defaultRuntime: {}}
-	f.Crio.Image.SignaturePolicyDir = defaultPolicyDir
-	f.Crio.Image.ImageVolumes = defaultImageVolumes
-
-	files, err := dropIns(dir)
-	if err != nil {
-		return Config{}, err
-	}
-	if _, err := os.Stat(path); path != DefaultFile || !errors.Is(err, fs.ErrNotExist) {
-		files = append([]string{path}, files...)
-	}
-	for _, name := range files {
-		if err := f.merge(name); err != nil {
-			return Config{}, err
-		}
-	}
-	f.inherit()
-	return f.config(), nil
-}
-
-// inherit gives handlers with inherit_default_runtime what CRI-O gives them. What
-// they say of pulling is their own.
-func (f *file) inherit() {
-	if f.Crio.Runtime.DefaultRuntime == "" {
-		f.Crio.Runtime.DefaultRuntime = defaultRuntime
-	}
-	from := f.Crio.Runtime.Runtimes[f.Crio.Runtime.DefaultRuntime]
-	for _, h := range f.Crio.Runtime.Runtimes {
-		if h.Inherit && from != nil {
-			h.Path, h.Type, h.ConfigPath = from.Path, from.Type, from.ConfigPath
-		}
-	}
-}
-
-// dropIns lists the regular files below dir in the order CRI-O reads them.
-func dropIns(dir string) ([]string, error) {
-	var files []string
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			return nil
-		}
-		if len(files) == maxFiles {
-			return fmt.Errorf("more than %d files", maxFiles)
-		}
-		files = append(files, p)
-		return nil
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read CRI-O drop-ins in %s: %w", dir, err)
-	}
-	return files, nil
-}
-
-// merge decodes one file over what is there already. Tables are merged, a
-// handler that is named again is replaced whole, and storage options add up:
-// that is what CRI-O's own decoding does.
-func (f *file) merge(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("read CRI-O configuration: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxFileBytes {
-		return fmt.Errorf("read CRI-O configuration %s: not a regular file of at most %d bytes", path, maxFileBytes)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("read CRI-O configuration: %w", err)
-	}
-	before := *f
-	f.Crio.StorageOption = nil
-	if _, err := toml.Decode(string(data), f); err != nil {
-		return fmt.Errorf("parse CRI-O configuration %s: %w", path, err)
-	}
-	f.Crio.StorageOption = mergeOptions(before.Crio.StorageOption, f.Crio.StorageOption)
-	keep(&f.Crio.Root, before.Crio.Root)
-	keep(&f.Crio.RunRoot, before.Crio.RunRoot)
-	keep(&f.Crio.StorageDriver, before.Crio.StorageDriver)
-	return nil
-}
-
-// keep restores what an empty value in a drop-in would have erased.
-func keep(value *string, before string) {
-	if *value == "" {
-		*value = before
-	}
-}
-
-// mergeOptions joins the lists and keeps the last of equal options.
-func mergeOptions(a, b []string) []string {
-	var merged []string
-	all := append(slices.Clone(a), b...)
-	for i, o := range all {
-		if !slices.Contains(all[i+1:], o) {
-			merged = append(merged, o)
-		}
-	}
-	return merged
-}
-
-func (f *file) config() Config {
-	c := Config{
-		Storage: Storage{
-			Root: f.Crio.Root, RunRoot: f.Crio.RunRoot, ImageStore: f.Crio.ImageStore,
-			Driver: f.Crio.StorageDriver, Options: f.Crio.StorageOption,
-		},
-		Listen:         strings.TrimPrefix(f.Crio.API.Listen, "unix://"),
-		DefaultRuntime: f.Crio.Runtime.DefaultRuntime,
-		Handlers:       make(map[string]Handler, len(f.Crio.Runtime.Runtimes)),
-		Image: Image{
-			GlobalAuthFile:     f.Crio.Image.GlobalAuthFile,
-			SignaturePolicy:    f.Crio.Image.SignaturePolicy,
-			SignaturePolicyDir: f.Crio.Image.SignaturePolicyDir,
-			InsecureRegistries: f.Crio.Image.InsecureRegistries,
-			ImageVolumes:       f.Crio.Image.ImageVolumes,
-		},
-	}
-	for name, h := range f.Crio.Runtime.Runtimes {
-		c.Handlers[name] = Handler{Path: h.Path, Type: h.Type, ConfigPath: h.ConfigPath, PullImage: h.PullImage}
-	}
-	return c
+	// PullProgressTimeout ends a pull that made no progress for so long. Zero: none does.
+	PullProgressTimeout time.Duration
+	// SeparatePullCgroup is the cgroup that pulls run in: "" is CRI-O's own, "pod"
+	// the pod's.
+	SeparatePullCgroup string
+	// NamespacedAuthDir is where crio-credential-provider leaves the auth files
+	// NAMESPACE-SHA256.json, for CRI-O newer than 1.34.0.
+	NamespacedAuthDir string
+	// ShortNameMode is "enforcing" or "disabled", for CRI-O newer than 1.34.0. Empty:
+	// not said; 1.34.0 knows no other mode than "disabled".
+	ShortNameMode string
+	// PauseImage is the image of a pod's own container.
+	PauseImage string
+	// PinnedImages are never removed by kubelet: names, or patterns with "*".
+	PinnedImages []string
 }
 
 // GuestPullHandlers returns the names of the guest-pull handlers, sorted.
@@ -278,4 +164,29 @@ func (c Config) GuestPullHandlers() []string {
 		}
 	}
 	return names
+}
+
+// Diff lists the keys, sorted, whose change from old to next takes effect only when
+// husk is started again: those of the storage it has opened and of the CRI-O it talks to.
+func Diff(old, next Config) []string {
+	changed := map[string]bool{
+		"crio.root":                                      next.Storage.Root != old.Storage.Root,
+		"crio.runroot":                                   next.Storage.RunRoot != old.Storage.RunRoot,
+		"crio.imagestore":                                next.Storage.ImageStore != old.Storage.ImageStore,
+		"crio.storage_driver":                            next.Storage.Driver != old.Storage.Driver,
+		"crio.storage_option":                            !slices.Equal(next.Storage.Options, old.Storage.Options),
+		"crio.api.listen":                                next.Listen != old.Listen,
+		"crio.api.grpc_max_send_msg_size":                next.GRPC.MaxSendBytes != old.GRPC.MaxSendBytes,
+		"crio.api.grpc_max_recv_msg_size":                next.GRPC.MaxRecvBytes != old.GRPC.MaxRecvBytes,
+		"crio.tracing.enable_tracing":                    next.Tracing.Enabled != old.Tracing.Enabled,
+		"crio.tracing.tracing_endpoint":                  next.Tracing.Endpoint != old.Tracing.Endpoint,
+		"crio.tracing.tracing_sampling_rate_per_million": next.Tracing.SamplingPerMillion != old.Tracing.SamplingPerMillion,
+	}
+	var keys []string
+	for _, key := range slices.Sorted(maps.Keys(changed)) {
+		if changed[key] {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }

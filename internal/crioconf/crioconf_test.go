@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 )
@@ -100,6 +101,83 @@ func TestLoadKnowsTheBuiltInRuntime(t *testing.T) {
 	}
 }
 
+func TestLoadReadsHowCRIOPulls(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := write(t, map[string]string{
+		"empty.conf": "",
+		"crio.conf": `
+[crio]
+internal_wipe = false
+internal_repair = false
+[crio.api]
+grpc_max_send_msg_size = 1000
+grpc_max_recv_msg_size = -1
+[crio.runtime]
+cgroup_manager = "cgroupfs"
+separate_pull_cgroup = "pod"
+[crio.image]
+pause_image = "registry.local/pause:1"
+pinned_images = ["a", "b*"]
+insecure_registries = ["x", "y"]
+pull_progress_timeout = "0s"
+namespaced_auth_dir = "/auth"
+short_name_mode = "enforcing"
+[crio.tracing]
+enable_tracing = true
+tracing_endpoint = "10.0.0.1:4317"
+tracing_sampling_rate_per_million = 1000000
+`,
+		"d/1.conf": "[crio.image]\npull_progress_timeout = \"30s\"\npinned_images = [\"c\"]\ninsecure_registries = []\n",
+	})
+	c, err := Load(filepath.Join(dir, "empty.conf"), filepath.Join(dir, "none"), Storage{})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(c.GRPC).To(Equal(GRPC{MaxSendBytes: 80 << 20, MaxRecvBytes: 80 << 20}))
+	g.Expect(c.Tracing).To(Equal(Tracing{Endpoint: "127.0.0.1:4317"}))
+	g.Expect(c.CgroupManager).To(Equal("systemd"))
+	g.Expect([]bool{c.InternalWipe, c.InternalRepair}).To(Equal([]bool{true, true}))
+	g.Expect(c.Image).To(Equal(Image{
+		SignaturePolicyDir: "/etc/crio/policies", ImageVolumes: "mkdir",
+		NamespacedAuthDir: "/etc/crio/auth", PauseImage: "registry.k8s.io/pause:3.10",
+	}))
+
+	c, err = Load(filepath.Join(dir, "crio.conf"), filepath.Join(dir, "d"), Storage{})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(c.GRPC).To(Equal(GRPC{MaxSendBytes: 1000, MaxRecvBytes: 80 << 20}), "what is not positive is the default")
+	g.Expect(c.Tracing).To(Equal(Tracing{Enabled: true, Endpoint: "10.0.0.1:4317", SamplingPerMillion: 1000000}))
+	g.Expect(c.CgroupManager).To(Equal("cgroupfs"))
+	g.Expect([]bool{c.InternalWipe, c.InternalRepair}).To(Equal([]bool{false, false}))
+	g.Expect(c.Image).To(Equal(Image{
+		SignaturePolicyDir: "/etc/crio/policies", ImageVolumes: "mkdir", NamespacedAuthDir: "/auth",
+		PauseImage: "registry.local/pause:1", PinnedImages: []string{"c"}, InsecureRegistries: []string{},
+		PullProgressTimeout: 30 * time.Second, SeparatePullCgroup: "pod", ShortNameMode: "enforcing",
+	}), "a list is replaced")
+	main, dropIn := filepath.Join(dir, "crio.conf"), filepath.Join(dir, "d/1.conf")
+	g.Expect(c.Files).To(Equal([]string{main, dropIn}))
+	g.Expect(c.Origins).To(HaveKeyWithValue("crio.image.pull_progress_timeout", []string{main, dropIn}))
+	g.Expect(c.Where("crio.image.pull_progress_timeout")).To(Equal(dropIn))
+	g.Expect(c.Where("crio.image.pause_image")).To(Equal(main))
+	g.Expect(c.Where("crio.root")).To(Equal(main), "where to write what no file says")
+	g.Expect(Config{}.Where("crio.root")).To(Equal(DefaultFile))
+}
+
+func TestDiff(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	old := Config{Listen: "/a", Storage: Storage{Options: []string{"x"}}}
+	next := old
+	next.Handlers = map[string]Handler{"kata": {}}
+	next.Image.GlobalAuthFile = "/auth.json"
+	g.Expect(Diff(old, next)).To(BeEmpty(), "these change at once")
+	next.Listen, next.Storage.Options, next.Tracing.Enabled = "/b", []string{"y"}, true
+	g.Expect(Diff(old, next)).To(Equal([]string{"crio.api.listen", "crio.storage_option", "crio.tracing.enable_tracing"}))
+	all := Config{
+		Listen: "x", Storage: Storage{Root: "x", RunRoot: "x", ImageStore: "x", Driver: "x", Options: []string{"x"}},
+		GRPC: GRPC{1, 1}, Tracing: Tracing{true, "x", 1},
+	}
+	g.Expect(Diff(Config{}, all)).To(HaveLen(11))
+}
+
 func TestHandlersInheritTheDefaultRuntime(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -137,8 +215,8 @@ func TestLoadRefuses(t *testing.T) {
 		want  string
 	}{
 		"a missing file":      {nil, "no such file"},
-		"a file that is none": {map[string]string{"crio.conf": "[crio"}, "parse CRI-O configuration"},
-		"a wrong type":        {map[string]string{"crio.conf": "[crio]\nroot = 1\n"}, "parse CRI-O configuration"},
+		"a file that is none": {map[string]string{"crio.conf": "[crio"}, "read CRI-O configuration"},
+		"a wrong type":        {map[string]string{"crio.conf": "[crio]\nroot = 1\n"}, "read CRI-O configuration"},
 		"a huge file":         {map[string]string{"crio.conf": strings.Repeat("#", maxFileBytes+1)}, "at most"},
 	} {
 		t.Run(name, func(t *testing.T) {

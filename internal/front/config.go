@@ -9,6 +9,9 @@ import (
 	"log/slog"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
@@ -33,6 +36,13 @@ type Handler struct {
 	ResolvesNames bool
 	// KeepTag tells the guest the tag instead of the digest. Zero: the digest.
 	KeepTag bool
+	// PullInSandbox makes even the metadata come from the pod's network, with its
+	// resolv.conf and in its cgroup. Zero: from the host's network.
+	PullInSandbox bool
+	// MaxImageBytes bounds the compressed layers of an image, in bytes. Zero: no bound.
+	MaxImageBytes int64
+	// MaxLayers bounds their number. Zero: that of package manifestonly.
+	MaxLayers int
 }
 
 // Handlers are the runtime handlers CRI-O is configured with. The answers may
@@ -51,6 +61,24 @@ type Puller interface {
 	// Pull contacts the registry with the credentials of the request, whatever
 	// the store holds.
 	Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error)
+}
+
+// Place is where a pull runs that must not run where Husk does.
+type Place struct {
+	// Sandbox is what CRI-O says of the pod's sandbox: the "info" of its verbose
+	// status, JSON with the runtime spec. The pull is to use the network namespace, the
+	// resolv.conf and the cgroup in it. Empty: the host's network.
+	Sandbox []byte
+	// CgroupParent is that of the request's sandbox_config, as the client sent it; ""
+	// when it has none. separate_pull_cgroup of crio.conf may ask for it.
+	CgroupParent string
+}
+
+// PlacedPuller is a [Puller] for other places than where Husk is.
+type PlacedPuller interface {
+	// PullAt pulls at the place. What it cannot reach from there is an error; it never
+	// asks from the host's network what was to be asked from a pod's.
+	PullAt(ctx context.Context, place Place, req manifestonly.Request) (manifestonly.Result, error)
 }
 
 // Held makes records of images that CRI-O holds in full.
@@ -79,17 +107,48 @@ type Names interface {
 	Resolve(ctx context.Context, name string) ([]imageref.Reference, error)
 }
 
-// Collaborators are the parts of Husk that the front needs. All are required.
+// Observer is told what the front does. Its methods are called while clients wait, by
+// many goroutines at once.
+type Observer interface {
+	// PullStarted is called when a metadata pull begins, its wait for a free slot
+	// included, and done when it has ended.
+	PullStarted() (done func())
+	// Pulled is called for each metadata pull that ended. outcome is "ok" or the name
+	// of an error's kind; result is zero on failure.
+	Pulled(handler, outcome string, took time.Duration, result manifestonly.Result)
+	// Forwarded is called for each call of a client that was passed on to CRI-O, edited
+	// or as it came, with the full name of its method and the code it ended with.
+	Forwarded(method string, code codes.Code)
+}
+
+// Tracer makes spans of the calls the front has an opinion on.
+type Tracer interface {
+	// Trace begins the span of one call. The call is then answered on the stream it
+	// returns, whose context and incoming metadata go into the calls to CRI-O. end is
+	// called once, with the call's error.
+	Trace(stream grpc.ServerStream, method string) (traced grpc.ServerStream, end func(error))
+}
+
+// Collaborators are the parts of Husk that the front needs.
 type Collaborators struct {
+	// These are required.
 	Handlers Handlers
 	Puller   Puller
 	Held     Held
 	Records  Records
 	Names    Names
 	Log      *slog.Logger
+	// Placed pulls for handlers with PullInSandbox, and everything with
+	// Config.SeparatePull. Zero: such pulls are refused.
+	Placed PlacedPuller
+	// Observer counts. Zero: nobody does.
+	Observer Observer
+	// Tracer traces. Zero: nobody does.
+	Tracer Tracer
 }
 
-// Config is the front's configuration.
+// Config is the front's configuration. [Server.Reconfigure] says what of it may
+// change while the front serves.
 type Config struct {
 	// Backend is the absolute path of CRI-O's socket.
 	Backend string
@@ -103,6 +162,37 @@ type Config struct {
 	MaxPulls int
 	// PullTimeout bounds one metadata pull. Zero: 2 minutes.
 	PullTimeout time.Duration
-	// MaxMessageBytes bounds each CRI message. Zero: CRI-O's default, 80 MiB.
-	MaxMessageBytes int
+	// SeparatePull runs metadata pulls through Collaborators.Placed, in the cgroup that
+	// separate_pull_cgroup of crio.conf names. Zero: they run in Husk itself.
+	SeparatePull bool
+	// MaxSendBytes and MaxRecvBytes bound the messages that CRI-O sends and is sent, as
+	// grpc_max_send_msg_size and grpc_max_recv_msg_size of crio.conf do. Zero: CRI-O's
+	// default, 80 MiB.
+	MaxSendBytes, MaxRecvBytes int
 }
+
+// live is the part of the configuration that may change while the front serves.
+type live struct {
+	Config
+	pulls chan struct{} // one slot per pull under way
+}
+
+func newLive(config Config, old *live) *live {
+	if config.MaxPulls <= 0 {
+		config.MaxPulls = defaultMaxPulls
+	}
+	if config.PullTimeout <= 0 {
+		config.PullTimeout = defaultPullTimeout
+	}
+	if old != nil && cap(old.pulls) == config.MaxPulls {
+		return &live{config, old.pulls}
+	}
+	return &live{config, make(chan struct{}, config.MaxPulls)}
+}
+
+// unobserved is the Observer of a front that has none.
+type unobserved struct{}
+
+func (unobserved) PullStarted() func()                                       { return func() {} }
+func (unobserved) Pulled(string, string, time.Duration, manifestonly.Result) {}
+func (unobserved) Forwarded(string, codes.Code)                              {}

@@ -8,7 +8,7 @@ import (
 
 // editor makes one encoded answer true; it returns its argument when there is
 // nothing to change.
-type editor func(answer []byte, find status.Finder) ([]byte, error)
+type editor func(answer []byte, view status.View) ([]byte, error)
 
 // reportOne answers a unary call that reports containers.
 func (s *Server) reportOne(edit editor) func(*call) error {
@@ -17,7 +17,7 @@ func (s *Server) reportOne(edit editor) func(*call) error {
 		if err != nil {
 			return err
 		}
-		if answer, err = edit(answer, s.origins(c.ctx())); err != nil {
+		if answer, err = edit(answer, s.view(c.ctx())); err != nil {
 			return err
 		}
 		return c.send(answer)
@@ -27,14 +27,14 @@ func (s *Server) reportOne(edit editor) func(*call) error {
 // listContainers is asked for every second on every node. A list without guest-pull
 // containers is passed on as it came, without so much as a copy.
 func (s *Server) listContainers(c *call) error {
-	answer, err := c.backend.Relay(c.stream, c.method, c.request)
+	answer, err := c.forward(c.request)
 	if err != nil {
 		return err
 	}
 	if !answer.Contains(status.RecordMark()) {
 		return c.stream.SendMsg(answer)
 	}
-	edited, err := status.EditContainers(answer.Bytes())
+	edited, err := status.EditContainers(answer.Bytes(), status.View{Handler: s.shownHandler()})
 	if err != nil {
 		return err
 	}
@@ -44,19 +44,18 @@ func (s *Server) listContainers(c *call) error {
 // reportMany answers a streaming call that reports containers.
 func (s *Server) reportMany(edit editor) func(*call) error {
 	return func(c *call) error {
-		find := s.origins(c.ctx())
-		return s.backend.ForwardEdited(c.stream, c.request, func(message []byte) ([]byte, error) {
+		return c.edited(func(message []byte) ([]byte, error) {
 			if message == nil {
 				return nil, nil
 			}
-			return edit(message, find)
+			return edit(message, s.view(c.ctx())) // the handlers may change meanwhile
 		})
 	}
 }
 
-// editContainers never looks into the store: lists are asked for every second.
-func editContainers(answer []byte, _ status.Finder) ([]byte, error) {
-	return status.EditContainers(answer)
+// view is how clients see containers made from records.
+func (s *Server) view(ctx context.Context) status.View {
+	return status.View{Handler: s.shownHandler(), Find: s.origins(ctx)}
 }
 
 // origins finds the record of a container that was made from it behind the

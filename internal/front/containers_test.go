@@ -3,7 +3,6 @@ package front_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -177,7 +176,8 @@ func TestPodsCannotSpeakForCRIO(t *testing.T) {
 	const forwarded = codes.Unimplemented // what the fake says
 	for _, key := range []string{
 		"io.kubernetes.cri-o.RuntimeHandler", annotations.CRIOSandboxID, annotations.CRIOContainerType,
-		annotations.CRIOResolvPath, annotations.CRIOImageName,
+		annotations.CRIOResolvPath, annotations.CRIOImageName, "io.kubernetes.cri-o.HostNetwork",
+		"io.kubernetes.cri-o.CgroupParent", annotations.RecordID,
 	} {
 		forged := map[string]string{key: "x"}
 		for _, err := range []error{run("husk", forged, nil), run("husk", nil, forged)} {
@@ -330,68 +330,48 @@ func TestRestorePod(t *testing.T) {
 	n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
 }
 
+// TestReservedKeysAreRefused: front, shim, Kata and status believe these keys.
 func TestReservedKeysAreRefused(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, front.Config{})
-	for _, handler := range []string{"husk", "runc"} {
-		id, config := n.sandbox("pod-"+handler, handler)
-		for name, forged := range map[string]*cri.ContainerConfig{
-			"annotation": {Annotations: map[string]string{annotations.RecordID: "x"}},
-			"label":      {Labels: map[string]string{annotations.User: "{}"}},
-			"image name": {Labels: map[string]string{annotations.CRIOImageName: "elsewhere/app"}},
-		} {
-			_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: id, SandboxConfig: config, Config: forged})
-			n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument), "%s for %s", name, handler)
+	n.registry.publish(appImage, "", "")
+	n.pull(appImage)
+	n.addImage("registry.local/other:1", hexID('e'), nil, "")
+	guest, _ := n.sandbox("guest", "husk")
+	plain, _ := n.sandbox("plain", "runc")
+	create := func(sandbox, image string, notes, labels map[string]string) error {
+		_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{
+			PodSandboxId: sandbox,
+			Config:       &cri.ContainerConfig{Image: &cri.ImageSpec{Image: image}, Annotations: notes, Labels: labels},
+		})
+		return err
+	}
+	for _, key := range []string{
+		annotations.RecordID, annotations.ImageID, annotations.ImageRef, annotations.UserImage, annotations.User,
+		annotations.CRIOImageName, annotations.CRIOSandboxID, annotations.CRIOContainerType, annotations.CRIOResolvPath,
+		"io.kubernetes.cri-o.Image", "io.kubernetes.cri-o.ImageRef", "io.kubernetes.cri-o.MountPoint", "io.container.manager",
+	} {
+		forged := map[string]string{key: "x"}
+		for _, err := range []error{create(guest, appImage, forged, nil), create(guest, appImage, nil, forged)} {
+			n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument), key)
+			n.Expect(err).To(MatchError(ContainSubstring(key)))
 		}
+		n.Expect(n.crio.created).To(BeEmpty())
+	}
+	for name, labels := range map[string]map[string]string{"annotation": nil, "label": {annotations.RecordID: "x"}} {
+		var notes map[string]string
+		if labels == nil {
+			notes = map[string]string{annotations.RecordID: "x"}
+		}
+		n.Expect(status.Code(create(plain, "registry.local/other:1", notes, labels))).To(Equal(codes.InvalidArgument), name)
 	}
 	n.Expect(n.crio.created).To(BeEmpty())
-}
 
-// BenchmarkListContainers compares the front with the direct socket.
-func BenchmarkListContainers(b *testing.B) {
-	for _, guests := range []int{0, 100} {
-		n := newNode(b, front.Config{})
-		for i := range 100 {
-			c := &cri.ContainerStatus{
-				Id: fmt.Sprint(i), Image: new(cri.ImageSpec), ImageRef: hexID('a'), ImageId: hexID('a'),
-				Labels: map[string]string{}, Annotations: map[string]string{},
-			}
-			for j := range 8 { // as many as kubelet sets
-				c.Labels[fmt.Sprint("io.kubernetes.label.", j)] = hexID('l')
-				c.Annotations[fmt.Sprint("io.kubernetes.annotation.", j)] = hexID('m')
-			}
-			if i < guests {
-				c.Annotations[annotations.RecordID], c.Annotations[annotations.ImageID] = hexID('a'), hexID('b')
-				c.Annotations[annotations.ImageRef], c.Annotations[annotations.UserImage] = appImage, appImage
-			}
-			n.crio.containers = append(n.crio.containers, c)
-		}
-		for name, client := range map[string]cri.RuntimeServiceClient{
-			"front": n.RuntimeServiceClient, "direct": cri.NewRuntimeServiceClient(n.direct),
-		} {
-			b.Run(fmt.Sprintf("guests=%d/%s", guests, name), func(b *testing.B) {
-				for b.Loop() {
-					if _, err := client.ListContainers(b.Context(), new(cri.ListContainersRequest)); err != nil {
-						b.Fatal(err)
-					}
-				}
-			})
-		}
-	}
-}
-
-// BenchmarkVersion compares a forwarded call with the direct socket.
-func BenchmarkVersion(b *testing.B) {
-	n := newNode(b, front.Config{})
-	for name, client := range map[string]cri.RuntimeServiceClient{
-		"front": n.RuntimeServiceClient, "direct": cri.NewRuntimeServiceClient(n.direct),
-	} {
-		b.Run(name, func(b *testing.B) {
-			for b.Loop() {
-				if _, err := client.Version(b.Context(), new(cri.VersionRequest)); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
+	// An ordinary pod's container reaches CRI-O as it is, whatever it says of itself.
+	notes := map[string]string{annotations.CRIOImageName: "x", annotations.CRIOSandboxID: "y", annotations.RuntimeHandler: "z"}
+	n.Expect(create(plain, "registry.local/other:1", notes, notes)).To(Succeed())
+	n.Expect(n.lastCreated().Annotations).To(Equal(notes))
+	n.Expect(n.lastCreated().Labels).To(Equal(notes))
+	// What kubelet sets is nobody's to refuse.
+	n.Expect(create(guest, appImage, map[string]string{"io.kubernetes.container.hash": "1"}, map[string]string{"io.kubernetes.pod.name": "p"})).To(Succeed())
 }

@@ -2,8 +2,6 @@ package front
 
 import (
 	"context"
-	"errors"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -23,23 +21,33 @@ func (s *Server) createContainer(c *call) error {
 	if err := c.decode(req); err != nil {
 		return err
 	}
-	if err := refuseForged(req.GetConfig()); err != nil {
+	config := req.GetConfig()
+	c.notePod(req.GetSandboxConfig())
+	c.note("container", config.GetMetadata().GetName())
+	c.note("image", config.GetImage().GetUserSpecifiedImage())
+	if err := refuseForged(config, huskOnly); err != nil {
 		return err
 	}
 	if len(s.Handlers.GuestPull()) == 0 || req.GetPodSandboxId() == "" {
-		return c.passOn()
+		return s.createOrdinary(c, config)
 	}
-	h, err := s.sandboxHandler(c.ctx(), req.GetPodSandboxId())
+	p, err := s.podByID(c.ctx(), req.GetPodSandboxId())
 	if err != nil {
 		return err
 	}
-	if !h.GuestPull {
-		if err := s.refuseRecord(c.ctx(), req.GetConfig().GetImage().GetImage()); err != nil {
-			return err
-		}
-		return c.passOn()
+	c.note("sandbox", req.GetPodSandboxId())
+	c.note("handler", p.handler.Name)
+	if !p.handler.GuestPull {
+		return s.createOrdinary(c, config)
 	}
-	if err := s.rewrite(c.ctx(), h, req); err != nil {
+	c.did = "created container from image metadata"
+	if err := refuseForged(config, annotations.Reserved); err != nil {
+		return err
+	}
+	if err := refuseImageVolumes(p.handler, config); err != nil {
+		return err
+	}
+	if err := s.rewrite(c, p.handler, config); err != nil {
 		return err
 	}
 	request, err := proto.Marshal(req)
@@ -53,6 +61,18 @@ func (s *Server) createContainer(c *call) error {
 	return c.send(answer)
 }
 
+// createOrdinary passes on a container that is no guest-pull one, unless it would
+// start from, or mount, an image without layers.
+func (s *Server) createOrdinary(c *call, config *cri.ContainerConfig) error {
+	if err := s.refuseRecord(c.ctx(), config.GetImage().GetImage()); err != nil {
+		return err
+	}
+	if err := s.refuseRecordVolumes(c.ctx(), config.GetMounts()); err != nil {
+		return err
+	}
+	return c.passOn()
+}
+
 // restorePod leaves restoring to CRI-O where the image is CRI-O's. A restored
 // guest-pull pod would need its layers pulled for an image that this call only
 // names inside the checkpoint; that is refused rather than half done.
@@ -62,7 +82,7 @@ func (s *Server) restorePod(c *call) error {
 		return err
 	}
 	for _, config := range req.GetContainerConfigs() {
-		if err := refuseForged(config); err != nil {
+		if err := refuseForged(config, huskOnly); err != nil {
 			return err
 		}
 	}
@@ -73,75 +93,42 @@ func (s *Server) restorePod(c *call) error {
 	if err != nil {
 		return err
 	}
+	c.note("handler", h.Name)
 	if h.GuestPull {
 		return errdefs.Newf(errdefs.Unsupported, "restore pod", "runtime handler %q pulls images in the guest", h.Name)
 	}
 	return c.passOn()
 }
 
-// refuseForged refuses annotations that the shim and the status trust, because
-// only the front writes them. CRI-O copies labels into the spec after the
-// annotations, so a label would win over what the front writes.
-func refuseForged(config *cri.ContainerConfig) error {
-	for key := range config.GetAnnotations() {
-		if strings.HasPrefix(key, annotations.Prefix) && key != annotations.RuntimeHandler {
-			return errdefs.Newf(errdefs.InvalidArgument, "create container", "annotation %s is reserved", key)
-		}
-	}
-	for key := range config.GetLabels() {
-		if strings.HasPrefix(key, annotations.Prefix) || key == annotations.CRIOImageName {
-			return errdefs.Newf(errdefs.InvalidArgument, "create container", "label %s is reserved", key)
-		}
-	}
-	return nil
+// refuseForged refuses a container that says of itself what only the front or CRI-O
+// may say, and what the shim and the status believe.
+func refuseForged(config *cri.ContainerConfig, reserved func(string) bool) error {
+	op := "create container " + config.GetMetadata().GetName()
+	return refuseKeys(op, "a container", reserved, config.GetAnnotations(), config.GetLabels())
 }
 
-// refuseRecord keeps ordinary containers from starting on an image without layers.
-// CRI-O takes a prefix of an ID as well.
-func (s *Server) refuseRecord(ctx context.Context, name string) error {
-	id := name
-	if q := imageref.NewQuery(name, nil); q.ID.IsZero() && q.IsIDPrefix() {
-		held, err := s.askImage(ctx, name)
-		if err != nil {
-			return err
-		}
-		id = held.GetId()
-	}
-	rec, err := s.recordByStorageID(ctx, id)
-	if err != nil || rec == nil {
-		return err
-	}
-	return errdefs.Newf(errdefs.NotFound, "create container",
-		"image %s has no layers on this node; it serves guest-pull runtime handlers only", name)
+// huskOnly selects the keys that are refused even for ordinary containers, because
+// the status of every container is read for them.
+func huskOnly(key string) bool {
+	return strings.HasPrefix(key, annotations.Prefix) && annotations.Reserved(key)
 }
 
-// recordByStorageID returns the record that is stored under the name; nil when
-// there is none, or name is no storage ID.
-func (s *Server) recordByStorageID(ctx context.Context, name string) (*imageref.Record, error) {
-	if id, err := imageref.ParseStorageID(name); err == nil {
-		rec, err := s.Records.Get(ctx, id)
-		if err == nil {
-			return &rec, nil
-		}
-		if !errdefs.Is(err, errdefs.NotFound) {
-			return nil, err
-		}
-	}
-	return nil, nil
-}
-
-// rewrite changes req so that CRI-O creates the container from a record.
-func (s *Server) rewrite(ctx context.Context, h Handler, req *cri.CreateContainerRequest) error {
-	config := req.GetConfig()
+// rewrite changes config so that CRI-O creates the container from a record.
+func (s *Server) rewrite(c *call, h Handler, config *cri.ContainerConfig) error {
 	if config.GetImage().GetImage() == "" {
 		return errdefs.Newf(errdefs.InvalidArgument, "create container", "no image specified")
 	}
+	ctx := c.ctx()
 	records, err := s.Records.List(ctx)
 	if err != nil {
 		return err
 	}
 	rec, pulled, err := s.choose(ctx, h, records, config.GetImage())
 	if err != nil {
+		return err
+	}
+	c.noteImage(rec, pulled)
+	if err := admit(h, rec); err != nil {
 		return err
 	}
 	wanted, err := s.request(ctx, records, rec, config)
@@ -153,8 +140,6 @@ func (s *Server) rewrite(ctx context.Context, h Handler, req *cri.CreateContaine
 		return err
 	}
 	apply(changes, config)
-	s.Log.Info("create container from image metadata", "sandbox", req.GetPodSandboxId(), "handler", h.Name,
-		"container", config.GetMetadata().GetName(), "image", pulled.Pinned().String(), "record", rec.StorageID.String())
 	return nil
 }
 
@@ -165,16 +150,10 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 	if err != nil {
 		return imageref.Record{}, imageref.PulledReference{}, err
 	}
-	found := imageref.Resolve(records, q).Records
+	// A node operator may name the very record.
+	found := imageref.ResolveStored(records, q).Records
 	if len(found) == 0 {
-		rec, err := s.recordByStorageID(ctx, spec.GetImage())
-		if err != nil {
-			return imageref.Record{}, imageref.PulledReference{}, err
-		}
-		if rec == nil {
-			return s.derive(ctx, h, spec)
-		}
-		found = []imageref.Record{*rec}
+		return s.derive(ctx, h, spec)
 	}
 	refs := q.Candidates
 	if user := spec.GetUserSpecifiedImage(); user != "" {
@@ -189,59 +168,6 @@ func (s *Server) choose(ctx context.Context, h Handler, records []imageref.Recor
 		return rec, pulled, errdefs.Newf(errdefs.NotFound, "create container", "the record of image %s has no reference", spec.GetImage())
 	}
 	return rec, pulled, nil
-}
-
-// derive makes a record of an image that CRI-O holds in full: kubelet, which asks
-// for presence without a handler, found it there and did not pull.
-func (s *Server) derive(ctx context.Context, h Handler, spec *cri.ImageSpec) (imageref.Record, imageref.PulledReference, error) {
-	missing := func(why error) (imageref.Record, imageref.PulledReference, error) {
-		return imageref.Record{}, imageref.PulledReference{}, errdefs.Newf(errdefs.NotFound, "create container",
-			"image %s (%s) was not pulled for runtime handler %q: pull it with imagePullPolicy Always: %w",
-			spec.GetImage(), spec.GetUserSpecifiedImage(), h.Name, why)
-	}
-	image, err := s.askImage(ctx, spec.GetImage())
-	if err != nil {
-		return imageref.Record{}, imageref.PulledReference{}, err
-	}
-	id, err := imageref.ParseImageID(image.GetId())
-	if err != nil {
-		return missing(errors.New("nor does CRI-O hold it"))
-	}
-	names := []string{spec.GetUserSpecifiedImage()}
-	if names[0] == "" || !imageref.NewQuery(names[0], nil).ID.IsZero() { // a pod may name an ID
-		names = slices.Concat(image.GetRepoTags(), image.GetRepoDigests())
-	}
-	last := errors.New("it has no name")
-	for _, name := range names {
-		refs, err := s.Names.Resolve(ctx, name)
-		if err != nil {
-			return imageref.Record{}, imageref.PulledReference{}, err
-		}
-		for _, ref := range refs {
-			result, err := s.Held.PullHeld(ctx, id, ref)
-			if err == nil {
-				return result.Record, result.Pulled, nil
-			}
-			if !errdefs.Is(err, errdefs.NotFound) {
-				return imageref.Record{}, imageref.PulledReference{}, err
-			}
-			last = err
-		}
-	}
-	return missing(last)
-}
-
-// query parses an image name of a request.
-func (s *Server) query(ctx context.Context, name string) (imageref.Query, error) {
-	q := imageref.NewQuery(name, nil)
-	if !q.ID.IsZero() {
-		return q, nil
-	}
-	candidates, err := s.Names.Resolve(ctx, name)
-	if err != nil && !q.IsIDPrefix() {
-		return imageref.Query{}, err
-	}
-	return imageref.NewQuery(name, candidates), nil
 }
 
 // apply writes the changes into the container config.

@@ -14,6 +14,7 @@ import (
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -40,6 +41,21 @@ type fakeCRIO struct {
 	created    []*cri.CreateContainerRequest
 	pulled     []*cri.PullImageRequest
 	removed    []string
+	inUse      string            // an image that RemoveImage refuses
+	asked      []string          // questions about sandboxes
+	parents    map[string]string // traceparent by method
+}
+
+// sees notes the trace that a call belongs to.
+func (f *fakeCRIO) sees(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	f.mu.Lock()
+	if f.parents == nil {
+		f.parents = map[string]string{}
+	}
+	f.parents[info.FullMethod[strings.LastIndex(info.FullMethod, "/")+1:]] = strings.Join(md.Get("traceparent"), ",")
+	f.mu.Unlock()
+	return handler(ctx, req)
 }
 
 func (f *fakeCRIO) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
@@ -49,6 +65,7 @@ func (f *fakeCRIO) Version(context.Context, *cri.VersionRequest) (*cri.VersionRe
 func (f *fakeCRIO) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.asked = append(f.asked, "PodSandboxStatus "+req.PodSandboxId)
 	for _, s := range f.sandboxes {
 		if s.Id != req.PodSandboxId {
 			continue
@@ -75,6 +92,7 @@ func (f *fakeCRIO) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatus
 func (f *fakeCRIO) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.asked = append(f.asked, "ListPodSandbox")
 	answer := new(cri.ListPodSandboxResponse)
 	for _, s := range f.sandboxes {
 		matches := true
@@ -134,9 +152,9 @@ func (f *fakeCRIO) ListImages(_ context.Context, req *cri.ListImagesRequest) (*c
 	return &cri.ListImagesResponse{Images: all}, err
 }
 
-func (f *fakeCRIO) StreamImages(_ *cri.StreamImagesRequest, stream grpc.ServerStreamingServer[cri.StreamImagesResponse]) error {
-	all, err := f.all()
-	for _, image := range all {
+func (f *fakeCRIO) StreamImages(req *cri.StreamImagesRequest, stream grpc.ServerStreamingServer[cri.StreamImagesResponse]) error {
+	list, err := f.ListImages(stream.Context(), &cri.ListImagesRequest{Filter: req.GetFilter()})
+	for _, image := range list.GetImages() {
 		if err := stream.Send(&cri.StreamImagesResponse{Images: []*cri.Image{image}}); err != nil {
 			return err
 		}
@@ -152,14 +170,21 @@ func (f *fakeCRIO) PullImage(_ context.Context, req *cri.PullImageRequest) (*cri
 }
 
 func (f *fakeCRIO) RemoveImage(_ context.Context, req *cri.RemoveImageRequest) (*cri.RemoveImageResponse, error) {
+	name := req.GetImage().GetImage()
+	image := f.lookup(name)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.removed = append(f.removed, req.GetImage().GetImage())
+	used := slices.ContainsFunc(f.containers, func(c *cri.ContainerStatus) bool { return c.ImageId == image.GetId() })
+	if image != nil && (used || f.inUse == name) {
+		return nil, status.Error(codes.Unknown, "delete image: image used by container-9: image is in use by a container")
+	}
+	f.removed = append(f.removed, name)
+	f.images = slices.DeleteFunc(f.images, func(i *cri.Image) bool { return i.Id == image.GetId() })
 	return new(cri.RemoveImageResponse), nil
 }
 
 func (f *fakeCRIO) CreateContainer(_ context.Context, req *cri.CreateContainerRequest) (*cri.CreateContainerResponse, error) {
-	image := f.lookup(req.Config.Image.Image)
+	image := f.lookup(req.GetConfig().GetImage().GetImage())
 	if image == nil {
 		return nil, status.Errorf(codes.Unknown, "image %s not known", req.Config.Image.Image)
 	}
@@ -233,6 +258,7 @@ type fakeRegistry struct {
 	store  *storetest.Memory
 	images map[string]manifestonly.Image
 	asked  []manifestonly.Request
+	wants  map[string]string // the password by image name
 	wait   func(context.Context)
 }
 
@@ -246,6 +272,9 @@ func (r *fakeRegistry) Pull(ctx context.Context, req manifestonly.Request) (mani
 	img, ok := r.images[req.Name]
 	if !ok {
 		return manifestonly.Result{}, errdefs.Newf(errdefs.RegistryUnavailable, "pull "+req.Name, "no such host")
+	}
+	if want := r.wants[req.Name]; want != "" && req.Credentials.Password != want {
+		return manifestonly.Result{}, errdefs.Newf(errdefs.Unauthorized, "pull "+req.Name, "the registry refused the credentials")
 	}
 	ref, err := imageref.ParseReference(req.Name)
 	if err != nil {

@@ -22,6 +22,7 @@ func (s *Server) imageStatus(c *call) error {
 		return err
 	}
 	spec := req.GetImage()
+	c.note("image", spec.GetImage())
 	if spec.GetImage() == "" {
 		return c.passOn()
 	}
@@ -70,19 +71,6 @@ func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler stri
 		return err
 	}
 	return c.answer(answer)
-}
-
-// find returns the records that name stands for, best first.
-func (s *Server) find(ctx context.Context, name string) (imageref.Match, error) {
-	q, err := s.query(ctx, name)
-	if err != nil {
-		return imageref.Match{}, err
-	}
-	records, err := s.Records.List(ctx)
-	if err != nil {
-		return imageref.Match{}, err
-	}
-	return imageref.Resolve(records, q), nil
 }
 
 // shownHandler is the handler reported with a record when the client named none:
@@ -139,7 +127,7 @@ func (s *Server) streamImages(c *call) error {
 		}
 		return c.send(edited)
 	}
-	return s.backend.ForwardEdited(c.stream, c.request, func(message []byte) ([]byte, error) {
+	return c.edited(func(message []byte) ([]byte, error) {
 		if message == nil && len(view.entries) == 0 {
 			return nil, nil
 		}

@@ -1,6 +1,7 @@
 package front_test
 
 import (
+	"fmt"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -14,138 +15,50 @@ import (
 
 const appImage = "registry.local/app:1"
 
-// kubelet replays the calls of kubelet 1.34 for one container (as traced: "What
-// kubelet sends").
-type kubelet struct {
-	*node
-	policy  string // Always, IfNotPresent, Never
-	gate    bool   // RuntimeClassInImageCriApi
-	handler string
-	user    *int64 // runAsUser of the pod
-	attempt uint32
-}
-
-// start makes the calls of one container start, after RunPodSandbox.
-func (k *kubelet) start(t *testing.T, sandbox string, config *cri.PodSandboxConfig) error {
-	t.Helper()
-	ctx, image := t.Context(), appImage
-	spec := func() *cri.ImageSpec {
-		s := &cri.ImageSpec{Image: image, Annotations: podAnnotations()}
-		if k.gate {
-			s.RuntimeHandler = k.handler
-		}
-		return s
-	}
-	if _, err := k.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: sandbox}); err != nil {
-		return err
-	}
-	ref := ""
-	if k.policy != "Always" {
-		present, err := k.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec()})
-		if err != nil {
-			return err
-		}
-		ref = present.GetImage().GetId()
-	}
-	if ref == "" {
-		if k.policy == "Never" {
-			return status.Error(codes.NotFound, "ErrImageNeverPull")
-		}
-		pulled, err := k.PullImage(ctx, &cri.PullImageRequest{Image: spec(), SandboxConfig: config})
-		if err != nil {
-			return err
-		}
-		ref = pulled.ImageRef
-		if _, err := k.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec()}); err != nil {
-			return err
-		}
-	}
-	security := &cri.LinuxContainerSecurityContext{}
-	query, err := k.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: image}})
-	if err != nil {
-		return err
-	}
-	switch found := query.GetImage(); { // getImageUser
-	case k.user != nil:
-		security.RunAsUser = &cri.Int64Value{Value: *k.user}
-	case found.GetUid() != nil:
-		security.RunAsUser = found.GetUid()
-	case found.GetUsername() != "":
-		security.RunAsUsername = found.GetUsername()
-	default:
-		security.RunAsUser = &cri.Int64Value{Value: 0}
-	}
-	_, err = k.CreateContainer(ctx, &cri.CreateContainerRequest{
-		PodSandboxId: sandbox, SandboxConfig: config,
-		Config: &cri.ContainerConfig{
-			Metadata:    &cri.ContainerMetadata{Name: "app", Attempt: k.attempt},
-			Image:       &cri.ImageSpec{Image: ref, UserSpecifiedImage: image},
-			Annotations: map[string]string{"io.kubernetes.container.hash": "1"},
-			Linux:       &cri.LinuxContainerConfig{SecurityContext: security},
-		},
-	})
-	k.attempt++
-	return err
-}
-
+// TestKubeletStartsGuestPullPod: every way to a container that kubelet has, and a
+// restart; at the end the container's real user and every field of what CRI-O was sent.
 func TestKubeletStartsGuestPullPod(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
-		name, policy, user string
-		gate               bool
-		wantUser           string // the annotation the shim resolves
-		pulls              int    // over a start and a restart
-	}{
-		{"always, named user", "Always", "web", false, `{"user":"web"}`, 2},
-		{"always, user and group", "Always", "web:staff", true, `{"user":"web:staff"}`, 2},
-		{"not present, uid and gid", "IfNotPresent", "1000:2000", false, `{"user":"1000:2000"}`, 2},
-		{"not present with the gate", "IfNotPresent", "1000", true, `{"user":"1000"}`, 1},
-		{"no user", "Always", "", false, `{"user":"0"}`, 2},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			n := newNode(t, front.Config{})
-			img := n.registry.publish(appImage, c.user, "")
-			id, config := n.sandbox("pod", "husk")
-			k := &kubelet{node: n, policy: c.policy, gate: c.gate, handler: "husk"}
-			n.Expect(k.start(t, id, config)).To(Succeed())
-			n.Expect(k.start(t, id, config)).To(Succeed()) // it crashed
+	wrong, right := &cri.AuthConfig{Username: "u", Password: "old"}, &cri.AuthConfig{Username: "u", Password: "new"}
+	for _, policy := range []string{"Always", "IfNotPresent", "Never"} {
+		for _, gate := range []bool{false, true} {
+			for _, keyring := range [][]*cri.AuthConfig{nil, {right}, {wrong, right}} {
+				for user, want := range map[string]string{"web": `{"user":"web"}`, "web:staff": `{"user":"web:staff"}`, "1000:2000": `{"user":"1000:2000"}`, "1000": `{"user":"1000"}`, "": `{"user":"0"}`} {
+					t.Run(fmt.Sprintf("%s/gate=%t/%d credentials/user %q", policy, gate, len(keyring), user), func(t *testing.T) {
+						t.Parallel()
+						n := newNode(t, front.Config{})
+						rec := n.registry.publish(appImage, user, "").Record()
+						if keyring != nil {
+							n.registry.wants = map[string]string{appImage: right.Password}
+						}
+						k := &kubelet{node: n, policy: policy, gate: gate, handler: "husk", keyring: keyring}
+						sandbox, config := n.sandbox("pod", "husk")
+						if policy == "Never" {
+							n.Expect(k.start(t, sandbox, config)).To(MatchError(errNeverPull))
+							n.registry.wants = nil
+							n.pull(appImage)
+							n.registry.asked = nil
+						}
+						if policy == "Never" && !gate {
+							// kubelet's question cannot say for whom, and CRI-O has none.
+							n.Expect(k.start(t, sandbox, config)).To(MatchError(errNeverPull))
+							return
+						}
+						n.Expect(k.start(t, sandbox, config)).To(Succeed())
+						n.Expect(k.start(t, sandbox, config)).To(Succeed()) // it crashed
 
-			n.Expect(n.crio.pulled).To(BeEmpty())
-			n.Expect(n.registry.asked).To(HaveLen(c.pulls))
-			rec := img.Record()
-			pinned := "registry.local/app@" + rec.Manifest.String()
-			created := n.lastCreated()
-			n.Expect(created.Image.Image).To(Equal(rec.StorageID.String()))
-			n.Expect(created.Image.UserSpecifiedImage).To(Equal(appImage))
-			n.Expect(created.Annotations).To(And(
-				HaveKeyWithValue(annotations.CRIOImageName, pinned),
-				HaveKeyWithValue(annotations.User, MatchJSON(c.wantUser)),
-				HaveKeyWithValue("io.kubernetes.container.hash", "1"),
-			))
-			n.Expect(created.Linux.SecurityContext.RunAsUsername).To(BeEmpty())
-
-			got, err := n.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: "container-2"})
-			n.Expect(err).NotTo(HaveOccurred())
-			n.Expect(got.Status.Image.Image).To(Equal(appImage))
-			n.Expect(got.Status.ImageRef).To(Equal(pinned))
-			n.Expect(got.Status.ImageId).To(Equal(rec.ImageID().String()))
-		})
+						pulls := map[string]int{"Always": 2, "IfNotPresent": 2}[policy]
+						if policy == "IfNotPresent" && gate {
+							pulls = 1
+						}
+						n.Expect(n.registry.asked).To(HaveLen(pulls * max(1, len(keyring))))
+						n.Expect(n.crio.pulled).To(BeEmpty())
+						k.checkCreated(rec, want)
+					})
+				}
+			}
+		}
 	}
-}
-
-func TestKubeletNever(t *testing.T) {
-	t.Parallel()
-	n := newNode(t, front.Config{})
-	n.registry.publish(appImage, "web", "")
-	id, config := n.sandbox("pod", "husk")
-	k := &kubelet{node: n, policy: "Never", gate: true, handler: "husk"}
-	n.Expect(k.start(t, id, config)).To(MatchError(ContainSubstring("ErrImageNeverPull")))
-	n.pull(appImage)
-	n.Expect(k.start(t, id, config)).To(Succeed())
-	// Without the gate kubelet's check cannot say for whom, and CRI-O has none.
-	k.gate = false
-	n.Expect(k.start(t, id, config)).To(MatchError(ContainSubstring("ErrImageNeverPull")))
 }
 
 // TestKubeletFindsWhatCRIOHolds: an ordinary pod pulled the image in full, so that
@@ -196,7 +109,7 @@ func TestKubeletOrdinaryPodIsUntouched(t *testing.T) {
 		n.pull(appImage) // a record by the same name
 		id, config := n.sandbox("pod", "runc")
 		k := &kubelet{node: n, policy: "Never", gate: gate, handler: "runc"}
-		n.Expect(k.start(t, id, config)).To(MatchError(ContainSubstring("ErrImageNeverPull")))
+		n.Expect(k.start(t, id, config)).To(MatchError(errNeverPull))
 
 		uid := int64(33)
 		n.addImage(appImage, hexID('a'), &uid, "")
@@ -204,7 +117,6 @@ func TestKubeletOrdinaryPodIsUntouched(t *testing.T) {
 		created := n.lastCreated()
 		n.Expect(created.Image.Image).To(Equal(hexID('a')))
 		n.Expect(created.Linux.SecurityContext.RunAsUser.GetValue()).To(Equal(uid))
-		n.Expect(created.Annotations).To(HaveLen(1))
 
 		k.policy = "Always"
 		n.Expect(k.start(t, id, config)).NotTo(Succeed()) // the fake pulls nothing

@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	. "github.com/onsi/gomega"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -54,7 +53,8 @@ var decisions = map[string]string{
 	"ImageStatus":               "intercept",
 	"PullImage":                 "intercept",
 	"RemoveImage":               "intercept",
-	"ImageFsInfo":               "forward", // records are in the same file system
+	"ImageFsInfo":               "forward",   // records are in the same file system
+	"ResolveImage":              "intercept", // husk.v1, Husk's own: CRI-O does not have it
 }
 
 func TestEveryMethodIsDecided(t *testing.T) {
@@ -62,7 +62,7 @@ func TestEveryMethodIsDecided(t *testing.T) {
 	g := NewWithT(t)
 	intercepted := (&Server{}).intercepts()
 	known := 0
-	for _, service := range []grpc.ServiceDesc{cri.RuntimeService_ServiceDesc, cri.ImageService_ServiceDesc} {
+	for _, service := range services() {
 		names := make([]string, 0, len(service.Methods)+len(service.Streams))
 		for _, m := range service.Methods {
 			names = append(names, m.MethodName)
@@ -73,7 +73,8 @@ func TestEveryMethodIsDecided(t *testing.T) {
 		for _, name := range names {
 			known++
 			g.Expect(decisions).To(HaveKey(name), "decide: intercept or forward?")
-			full := "/" + service.ServiceName + "/" + name
+			full := fullName(service, name)
+			g.Expect(Methods()).To(ContainElement(full))
 			if decisions[name] == "intercept" {
 				g.Expect(intercepted).To(HaveKey(full))
 			} else {
@@ -82,6 +83,10 @@ func TestEveryMethodIsDecided(t *testing.T) {
 		}
 	}
 	g.Expect(decisions).To(HaveLen(known), "a method that is gone from cri-api")
+	g.Expect(Methods()).To(HaveLen(known))
+	for full := range intercepted {
+		g.Expect(Methods()).To(ContainElement(full))
+	}
 }
 
 // TestEveryImageFieldIsDecided finds messages of answers that report a

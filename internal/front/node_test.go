@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -16,6 +17,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/annotations"
+	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // node is a front before a fake CRI-O, and clients of both.
@@ -26,11 +28,26 @@ type node struct {
 	crio     *fakeCRIO
 	registry *fakeRegistry
 	records  *storetest.Memory
+	listings atomic.Int32 // how often the front has listed the records
+	server   *front.Server
+	stopCRIO func()
 	conn     *grpc.ClientConn
 	direct   *grpc.ClientConn
 }
 
-func newNode(t testing.TB, config front.Config) *node {
+// counted counts the listings.
+type counted struct {
+	*storetest.Memory
+	listings *atomic.Int32
+}
+
+func (c counted) List(ctx context.Context) ([]imageref.Record, error) {
+	c.listings.Add(1)
+	return c.Memory.List(ctx)
+}
+
+// newNode starts both; change may change the front's collaborators before.
+func newNode(t testing.TB, config front.Config, change ...func(*front.Collaborators)) *node {
 	t.Helper()
 	records := new(storetest.Memory)
 	n := &node{
@@ -38,23 +55,29 @@ func newNode(t testing.TB, config front.Config) *node {
 		registry: &fakeRegistry{store: records, images: map[string]manifestonly.Image{}},
 	}
 	config.Backend = filepath.Join(t.TempDir(), "crio.sock")
-	backend := grpc.NewServer()
+	backend := grpc.NewServer(grpc.UnaryInterceptor(n.crio.sees))
 	cri.RegisterRuntimeServiceServer(backend, n.crio)
 	cri.RegisterImageServiceServer(backend, n.crio)
 	listener, err := net.Listen("unix", config.Backend)
 	n.Expect(err).NotTo(HaveOccurred())
 	go func() { _ = backend.Serve(listener) }()
 	t.Cleanup(backend.Stop)
+	n.stopCRIO = backend.Stop
 
-	server, err := front.New(config, front.Collaborators{
+	with := front.Collaborators{
 		Handlers: fakeHandlers{
 			"runc": {Name: "runc"},
 			"husk": {Name: "husk", GuestPull: true, ResolvesNames: true},
 			"kata": {Name: "kata", GuestPull: true},
 		},
-		Puller: n.registry, Held: n.registry, Records: records, Names: n.registry, Log: slog.New(slog.DiscardHandler),
-	})
+		Puller: n.registry, Held: n.registry, Records: counted{records, &n.listings}, Names: n.registry, Log: slog.New(slog.DiscardHandler),
+	}
+	for _, f := range change {
+		f(&with)
+	}
+	server, err := front.New(config, with)
 	n.Expect(err).NotTo(HaveOccurred())
+	n.server = server
 	socket := filepath.Join(t.TempDir(), "front.sock")
 	own, err := net.Listen("unix", socket)
 	n.Expect(err).NotTo(HaveOccurred())
@@ -126,4 +149,11 @@ func (n *node) pull(name string) string {
 	})
 	n.Expect(err).NotTo(HaveOccurred())
 	return answer.ImageRef
+}
+
+// lastContainer is the ID of the container that was made last.
+func (n *node) lastContainer() string {
+	n.crio.mu.Lock()
+	defer n.crio.mu.Unlock()
+	return n.crio.containers[len(n.crio.containers)-1].Id
 }

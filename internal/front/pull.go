@@ -8,7 +8,11 @@ import (
 
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
 )
+
+// outcomeOK is what an observer is told of a pull that did not fail.
+const outcomeOK = "ok"
 
 // pullImage pulls the metadata of an image for a guest-pull handler and leaves
 // every other pull to CRI-O. It answers with the image ID, which is also what
@@ -19,41 +23,77 @@ func (s *Server) pullImage(c *call) error {
 		return err
 	}
 	name := req.GetImage().GetImage()
-	if name == "" || len(s.Handlers.GuestPull()) == 0 {
+	c.note("image", name)
+	c.notePod(req.GetSandboxConfig())
+	if name == "" {
 		return c.passOn()
 	}
-	h, err := s.pullHandler(c.ctx(), req)
+	if len(s.Handlers.GuestPull()) == 0 {
+		// No pod needs to be asked for. But a handler that CRI-O ignores, having none by
+		// that name any more, must not end in a pull of layers to the host.
+		if named := req.GetImage().GetRuntimeHandler(); named != "" {
+			if _, err := s.handlerNamed(named); err != nil {
+				return err
+			}
+		}
+		return c.passOn()
+	}
+	h, p, err := s.pullHandler(c.ctx(), req)
 	if err != nil {
 		return err
 	}
+	c.note("handler", h.Name)
 	if !h.GuestPull {
 		return c.passOn()
 	}
-	log := s.Log.With("image", name, "handler", h.Name,
-		"namespace", req.GetSandboxConfig().GetMetadata().GetNamespace(), "pod", req.GetSandboxConfig().GetMetadata().GetName())
-	start := time.Now()
-	result, err := s.pull(c.ctx(), req)
+	c.did = "pulled image metadata"
+	result, err := s.pullFor(c.ctx(), h, p, req)
 	if err != nil {
-		log.Warn("pull image metadata", "error", errdefs.ToGRPC(err), "kind", errdefs.KindOf(err).String(), "took", time.Since(start))
 		return err
 	}
-	log.Info("pulled image metadata", "image_id", result.Record.ImageID().String(),
-		"pinned", result.Pulled.Pinned().String(), "took", time.Since(start))
+	c.noteImage(result.Record, result.Pulled)
 	return c.answer(&cri.PullImageResponse{ImageRef: result.Record.ImageID().String()})
 }
 
-// pull waits for a free slot, as long as the client does, and pulls.
-func (s *Server) pull(ctx context.Context, req *cri.PullImageRequest) (manifestonly.Result, error) {
-	select {
-	case s.pulls <- struct{}{}:
-	case <-ctx.Done():
-		return manifestonly.Result{}, ctx.Err()
+// pullFor pulls for a guest-pull handler and tells the observer.
+func (s *Server) pullFor(ctx context.Context, h Handler, p *pod, req *cri.PullImageRequest) (result manifestonly.Result, err error) {
+	start, done := time.Now(), s.Observer.PullStarted()
+	defer func() {
+		done()
+		outcome := outcomeOK
+		if err != nil {
+			result, outcome = manifestonly.Result{}, kindOf(err).String()
+		}
+		s.Observer.Pulled(h.Name, outcome, time.Since(start), result)
+	}()
+	place, elsewhere, err := s.placeOf(ctx, h, p, req)
+	if err != nil {
+		return result, err
 	}
-	defer func() { <-s.pulls }()
-	ctx, cancel := context.WithTimeout(ctx, s.config.PullTimeout)
+	live := s.live.Load()
+	select { // for as long as the client waits
+	case live.pulls <- struct{}{}:
+	case <-ctx.Done():
+		return result, ctx.Err()
+	}
+	defer func() { <-live.pulls }()
+	ctx, cancel := context.WithTimeout(ctx, live.PullTimeout)
 	defer cancel()
+	order := pullRequest(h, req)
+	switch {
+	case !elsewhere:
+		return s.Puller.Pull(ctx, order)
+	case s.Placed == nil:
+		return result, errdefs.Newf(errdefs.Unsupported, "pull "+order.Name, "this husk cannot pull in a pod's network or cgroup")
+	default:
+		return s.Placed.PullAt(ctx, place, order)
+	}
+}
+
+// pullRequest is a CRI request as package manifestonly takes it.
+func pullRequest(h Handler, req *cri.PullImageRequest) manifestonly.Request {
 	auth := req.GetAuth()
-	return s.Puller.Pull(ctx, manifestonly.Request{
+	return manifestonly.Request{
 		Name: req.GetImage().GetImage(),
 		Credentials: manifestonly.Credentials{
 			Username:      auth.GetUsername(),
@@ -63,5 +103,19 @@ func (s *Server) pull(ctx context.Context, req *cri.PullImageRequest) (manifesto
 			RegistryToken: auth.GetRegistryToken(),
 		},
 		Namespace: req.GetSandboxConfig().GetMetadata().GetNamespace(),
-	})
+		Limits:    manifestonly.Limits{MaxImageBytes: h.MaxImageBytes, MaxLayers: h.MaxLayers},
+	}
+}
+
+// admit refuses a record that the handler's limits do not allow. A pull for the
+// handler would have been refused; another handler's pull, or CRI-O's, was not.
+func admit(h Handler, rec imageref.Record) error {
+	op := "create container of image " + rec.ImageID().String()
+	if limit := h.MaxLayers; limit > 0 && rec.Layers > limit {
+		return errdefs.Newf(errdefs.TooLarge, op, "it has %d layers, and runtime handler %q allows %d", rec.Layers, h.Name, limit)
+	}
+	if limit := h.MaxImageBytes; limit > 0 && rec.LayerBytes > limit {
+		return errdefs.Newf(errdefs.TooLarge, op, "its layers have %d bytes, and runtime handler %q allows %d", rec.LayerBytes, h.Name, limit)
+	}
+	return nil
 }

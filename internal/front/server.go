@@ -3,50 +3,57 @@ package front
 import (
 	"context"
 	"net"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/husk-cri/husk/internal/front/forward"
+	huskv1 "github.com/husk-cri/husk/pkg/api/husk/v1"
 	"github.com/husk-cri/husk/pkg/errdefs"
-	"github.com/husk-cri/husk/status"
+	report "github.com/husk-cri/husk/status"
 )
 
 // Server is the front.
 type Server struct {
 	Collaborators
-	config  Config
+	live    atomic.Pointer[live]
 	backend *forward.Backend
 	methods map[string]func(*call) error
-	pulls   chan struct{} // one slot per pull under way
+	unary   map[string]bool // methods that are passed on as one message each way
 }
 
 // New returns a front for the CRI-O at config.Backend, which need not listen yet.
 func New(config Config, with Collaborators) (*Server, error) {
-	if config.MaxPulls <= 0 {
-		config.MaxPulls = defaultMaxPulls
+	if with.Observer == nil {
+		with.Observer = unobserved{}
 	}
-	if config.PullTimeout <= 0 {
-		config.PullTimeout = defaultPullTimeout
+	s := &Server{Collaborators: with, unary: map[string]bool{}}
+	s.live.Store(newLive(config, nil))
+	s.methods = s.intercepts()
+	// Known to be one message each way, these need no stream: half the wake-ups.
+	for _, service := range services() {
+		for _, m := range service.Methods {
+			s.unary[fullName(service, m.MethodName)] = true
+		}
 	}
-	backend, err := forward.NewBackend(config.Backend, forward.Options{MaxMessageBytes: config.MaxMessageBytes})
+	backend, err := forward.NewBackend(config.Backend, forward.Options{
+		MaxSendBytes: config.MaxSendBytes, MaxRecvBytes: config.MaxRecvBytes, EditHTTP: s.editHTTP,
+	})
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Collaborators: with, config: config, backend: backend, pulls: make(chan struct{}, config.MaxPulls)}
-	s.methods = s.intercepts()
-	// Known to be one message each way, these need no stream: half the wake-ups.
-	for _, service := range []grpc.ServiceDesc{cri.RuntimeService_ServiceDesc, cri.ImageService_ServiceDesc} {
-		for _, m := range service.Methods {
-			full := "/" + service.ServiceName + "/" + m.MethodName
-			if _, ok := s.methods[full]; !ok {
-				s.methods[full] = (*call).passOn
-			}
-		}
-	}
+	s.backend = backend
 	return s, nil
 }
+
+// Reconfigure makes calls that begin from now on follow config. What a handler may do
+// is asked of Collaborators.Handlers at each call, and is not here. Backend,
+// MaxSendBytes and MaxRecvBytes stay what they were: they need a new Server. With
+// another MaxPulls, pulls that are under way or waiting do not count against it.
+func (s *Server) Reconfigure(config Config) { s.live.Store(newLive(config, s.live.Load())) }
 
 // Close gives up the connection to CRI-O.
 func (s *Server) Close() error { return s.backend.Close() }
@@ -57,8 +64,8 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 }
 
 // intercepts lists the methods the front has an opinion on: those that pull,
-// use, show or remove images, those that report containers, and the one that makes
-// the pods whose handler is asked for later. All others,
+// use, show or remove images, those that report containers, the one that makes
+// the pods whose handler is asked for later, and Husk's own. All others,
 // including ones that do not exist yet, are forwarded.
 func (s *Server) intercepts() map[string]func(*call) error {
 	return map[string]func(*call) error{
@@ -70,112 +77,62 @@ func (s *Server) intercepts() map[string]func(*call) error {
 		cri.RuntimeService_RunPodSandbox_FullMethodName:      s.runPodSandbox,
 		cri.RuntimeService_CreateContainer_FullMethodName:    s.createContainer,
 		cri.RuntimeService_RestorePod_FullMethodName:         s.restorePod,
-		cri.RuntimeService_ContainerStatus_FullMethodName:    s.reportOne(status.EditContainerStatus),
-		cri.RuntimeService_PodSandboxStatus_FullMethodName:   s.reportOne(status.EditPodSandboxStatus),
+		cri.RuntimeService_ContainerStatus_FullMethodName:    s.reportOne(report.EditContainerStatus),
+		cri.RuntimeService_PodSandboxStatus_FullMethodName:   s.reportOne(report.EditPodSandboxStatus),
 		cri.RuntimeService_ListContainers_FullMethodName:     s.listContainers,
-		cri.RuntimeService_StreamContainers_FullMethodName:   s.reportMany(editContainers),
-		cri.RuntimeService_GetContainerEvents_FullMethodName: s.reportMany(status.EditContainerEvent),
+		cri.RuntimeService_StreamContainers_FullMethodName:   s.reportMany(report.EditContainers),
+		cri.RuntimeService_GetContainerEvents_FullMethodName: s.reportMany(report.EditContainerEvent),
+		huskv1.ImageService_ResolveImage_FullMethodName:      s.resolveImage,
 	}
 }
 
 // handle answers one call of any method, known or not.
 func (s *Server) handle(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
+	start := time.Now()
 	answer, ok := s.methods[method]
 	if !ok {
-		return s.backend.Forward(stream)
+		var err error
+		if s.unary[method] {
+			err = s.passOn(stream, method)
+		} else {
+			err = s.backend.Forward(stream)
+		}
+		s.forwarded(stream.Context(), method, time.Since(start), err)
+		return err
 	}
+	end := func(error) {}
+	if s.Tracer != nil {
+		stream, end = s.Tracer.Trace(stream, method)
+	}
+	c := &call{backend: s.backend, stream: stream, method: method}
+	err := c.receive()
+	if err == nil {
+		err = answer(c)
+	}
+	told := errdefs.ToGRPC(err)
+	if c.passed {
+		s.Observer.Forwarded(method, status.Code(told))
+	}
+	s.logCall(c, time.Since(start), err)
+	end(err)
+	return told
+}
+
+// passOn forwards the one request and the one answer of a call as they are.
+func (s *Server) passOn(stream grpc.ServerStream, method string) error {
 	request := new(forward.Frame)
 	if err := stream.RecvMsg(request); err != nil {
 		return errdefs.ToGRPC(err) // a bare EOF would be code Unknown
 	}
-	return errdefs.ToGRPC(answer(&call{backend: s.backend, stream: stream, method: method, request: request.Bytes()}))
-}
-
-// call is one intercepted call with its encoded request.
-type call struct {
-	backend *forward.Backend
-	stream  grpc.ServerStream
-	method  string
-	request []byte
-}
-
-func (c *call) ctx() context.Context { return c.stream.Context() }
-
-// decode reads the request. Fields this version of cri-api does not know are
-// kept in m and encoded again.
-func (c *call) decode(m proto.Message) error {
-	if err := proto.Unmarshal(c.request, m); err != nil {
-		return errdefs.New(errdefs.InvalidArgument, "decode "+c.method, err)
-	}
-	return nil
-}
-
-// relay sends an encoded request to CRI-O on behalf of the client.
-func (c *call) relay(request []byte) ([]byte, error) {
-	answer, err := c.backend.Relay(c.stream, c.method, request)
+	answer, err := s.backend.Relay(stream, method, request.Bytes())
 	if err != nil {
-		return nil, err
+		return errdefs.ToGRPC(err)
 	}
-	return answer.Bytes(), nil
+	return errdefs.ToGRPC(stream.SendMsg(answer))
 }
 
-// passOn forwards the request and the answer as they are.
-func (c *call) passOn() error {
-	answer, err := c.backend.Relay(c.stream, c.method, c.request)
-	if err != nil {
-		return err
-	}
-	return c.stream.SendMsg(answer)
-}
-
-func (c *call) send(answer []byte) error { return c.stream.SendMsg(forward.NewFrame(answer)) }
-
-// answer sends m.
-func (c *call) answer(m proto.Message) error {
-	encoded, err := proto.Marshal(m)
-	if err != nil {
-		return errdefs.New(errdefs.Internal, "encode the answer to "+c.method, err)
-	}
-	return c.send(encoded)
-}
-
-// askImage returns the image that CRI-O has by the name; nil when it has none.
-func (s *Server) askImage(ctx context.Context, name string) (*cri.Image, error) {
-	answer := new(cri.ImageStatusResponse)
-	request := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}}
-	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, request, answer); err != nil {
-		return nil, err
-	}
-	return answer.GetImage(), nil
-}
-
-// ordinaryImage is askImage for an image with layers: nil when what CRI-O has by the
-// name is a record.
-func (s *Server) ordinaryImage(ctx context.Context, name string) (*cri.Image, error) {
-	image, err := s.askImage(ctx, name)
-	if err != nil || image == nil {
-		return nil, err
-	}
-	rec, err := s.recordByStorageID(ctx, image.GetId())
-	if err != nil || rec != nil {
-		return nil, err
-	}
-	return image, nil
-}
-
-// ask makes a call of the front's own to CRI-O, within the deadline of ctx.
-func (s *Server) ask(ctx context.Context, method string, request, answer proto.Message) error {
-	encoded, err := proto.Marshal(request)
-	if err != nil {
-		return errdefs.New(errdefs.Internal, "encode "+method, err)
-	}
-	reply, err := s.backend.Call(ctx, method, encoded)
-	if err != nil {
-		return err
-	}
-	if err := proto.Unmarshal(reply, answer); err != nil {
-		return errdefs.New(errdefs.Internal, "decode CRI-O's answer to "+method, err)
-	}
-	return nil
+// editHTTP makes CRI-O's answer to GET /containers/<id> true.
+func (s *Server) editHTTP(ctx context.Context, _ string, body []byte) ([]byte, error) {
+	return report.EditContainerInfo(body, s.origins(ctx))
 }

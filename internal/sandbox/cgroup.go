@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -63,43 +65,54 @@ func slicePath(slice string) (string, error) {
 	return full, nil
 }
 
-// joinPod moves a process into a group of its own beside the pod's containers,
-// so that what it uses is the pod's and it has a fair share. name is unique in
-// the pod. leave removes the group; the process must be gone.
-//
-// What the process wrote to a tmpfs stays charged to the pod: the kernel charges
-// the pages of a removed group to its parent.
-func joinPod(cgroupsPath, name string, pid int) (leave func() error, err error) {
-	pod, err := PodCgroup(cgroupsPath)
-	if err != nil {
-		return nil, err
+// ParentCgroup returns the cgroup, "/a/b", that a cgroup_parent of the CRI names:
+// a slice ("a-b.slice", systemd) or a path (cgroupfs; also the full path of a slice).
+func ParentCgroup(parent string) (string, error) {
+	if strings.HasSuffix(parent, sliceSuffix) && !strings.Contains(parent, "/") {
+		return slicePath(parent)
 	}
-	return Join(path.Join(pod, groupPrefix+name), pid)
+	return path.Join("/", parent), nil
 }
 
 // Join moves a process into a cgroup, in every hierarchy, and makes the group if it
 // is not there. leave removes the group once it is empty.
+//
+// What the process wrote to a tmpfs stays charged to the group around it: the kernel
+// charges the pages of a removed group to its parent.
 func Join(group string, pid int) (leave func() error, err error) {
-	var join func() error
-	if cgroups.Mode() == cgroups.Unified {
-		m, err := cgroup2.NewManager(unifiedMount, group, &cgroup2.Resources{})
-		if err != nil {
-			return nil, fmt.Errorf("create cgroup %s: %w", group, err)
-		}
-		join, leave = func() error { return m.AddProc(uint64(pid)) }, m.Delete
-	} else {
-		cg, err := cgroup1.New(cgroup1.StaticPath(group), &rspec.LinuxResources{})
-		if err != nil {
-			return nil, fmt.Errorf("create cgroup %s: %w", group, err)
-		}
-		join, leave = func() error { return cg.AddProc(uint64(pid)) }, cg.Delete
+	add, leave, err := openCgroup(group)
+	if err != nil {
+		return nil, err
 	}
-	if err := join(); err != nil {
+	if err := add(pid); err != nil {
 		// The group may be new and is of no use then; one that others are in stays.
 		_ = leave()
 		return nil, fmt.Errorf("join cgroup %s: %w", group, err)
 	}
 	return leave, nil
+}
+
+// MakeCgroup makes a cgroup, in every hierarchy, if it is not there.
+func MakeCgroup(group string) error {
+	_, _, err := openCgroup(group)
+	return err
+}
+
+// openCgroup makes a cgroup if it is not there. add moves a process into it, and
+// drop removes it once it is empty.
+func openCgroup(group string) (add func(pid int) error, drop func() error, err error) {
+	if cgroups.Mode() == cgroups.Unified {
+		m, err := cgroup2.NewManager(unifiedMount, group, &cgroup2.Resources{})
+		if err != nil {
+			return nil, nil, fmt.Errorf("create cgroup %s: %w", group, err)
+		}
+		return func(pid int) error { return m.AddProc(uint64(pid)) }, m.Delete, nil
+	}
+	cg, err := cgroup1.New(cgroup1.StaticPath(group), &rspec.LinuxResources{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("create cgroup %s: %w", group, err)
+	}
+	return func(pid int) error { return cg.AddProc(uint64(pid)) }, cg.Delete, nil
 }
 
 // RemoveCgroup removes the group that a killed pull of the named container left
@@ -124,6 +137,22 @@ func RemoveCgroup(ctx context.Context, cgroupsPath, name string) error {
 		case <-time.After(dyingPoll):
 		}
 	}
+}
+
+// HasCgroup reports whether there is such a group, in any hierarchy.
+func HasCgroup(group string) (bool, error) {
+	if cgroups.Mode() == cgroups.Unified {
+		_, err := os.Stat(path.Join(unifiedMount, group))
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	_, err := cgroup1.Load(cgroup1.StaticPath(group))
+	if errors.Is(err, cgroup1.ErrCgroupDeleted) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func remove(group string) error {

@@ -45,6 +45,23 @@ func TestPodCgroupRefuses(t *testing.T) {
 	}
 }
 
+func TestParentCgroup(t *testing.T) {
+	t.Parallel()
+	for parent, want := range map[string]string{
+		"kubepods-burstable-pod1.slice":            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice",
+		"/kubepods.slice/kubepods-burstable.slice": "/kubepods.slice/kubepods-burstable.slice",
+		"/kubepods/burstable/pod1":                 "/kubepods/burstable/pod1",
+		"pod1":                                     "/pod1",
+		"/a/../../b":                               "/b",
+		"":                                         "/",
+	} {
+		g := NewWithT(t)
+		g.Expect(ParentCgroup(parent)).To(Equal(want))
+	}
+	_, err := ParentCgroup("a--b.slice")
+	NewWithT(t).Expect(errdefs.Is(err, errdefs.InvalidArgument)).To(BeTrue(), "%v", err)
+}
+
 // needRoot skips a test that changes the machine's namespaces or cgroups.
 func needRoot(t *testing.T) {
 	t.Helper()
@@ -53,14 +70,14 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// testPod makes a pod's cgroup and returns the linux.cgroupsPath of a container in it.
-func testPod(t *testing.T) (cgroupsPath string, groups func() []string) {
+// testPod names a pod's cgroup, which the test may make.
+func testPod(t *testing.T) (pod string, groups func() []string) {
 	t.Helper()
 	needRoot(t)
-	pod := "husk-test-" + strconv.Itoa(os.Getpid()) + "-" + strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
+	pod = "/husk-test-" + strconv.Itoa(os.Getpid()) + "-" + strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
 	find := func(pattern string) []string {
 		var found []string
-		for _, root := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
 			dirs, err := filepath.Glob(root + pod + pattern)
 			if err != nil {
 				t.Fatal(err)
@@ -70,35 +87,37 @@ func testPod(t *testing.T) (cgroupsPath string, groups func() []string) {
 		return found
 	}
 	t.Cleanup(func() {
-		for _, dir := range append(find("/*/"), find("")...) {
-			if err := os.Remove(filepath.Clean(dir)); err != nil {
+		for _, dir := range append(find("/"+groupPrefix+"*"), find("")...) {
+			if err := os.Remove(dir); err != nil {
 				t.Errorf("left behind: %v", err)
 			}
 		}
 	})
-	return "/" + pod + "/crio-abc", func() []string { return find("/" + groupPrefix + "*") }
+	return pod, func() []string { return find("/" + groupPrefix + "*") }
 }
 
 func TestJoinPod(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	cgroupsPath, groups := testPod(t)
+	pod, groups := testPod(t)
+	g.Expect(HasCgroup(pod)).To(BeFalse())
 	cmd := exec.CommandContext(t.Context(), "sleep", "60")
 	g.Expect(cmd.Start()).To(Succeed())
-	leave, err := joinPod(cgroupsPath, "c1", cmd.Process.Pid)
+	leave, err := Join(pod+"/husk-c1", cmd.Process.Pid)
 	if err != nil && strings.Contains(err.Error(), "read-only") {
 		t.Skip("needs a writable cgroup file system")
 	}
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(groups()).NotTo(BeEmpty())
+	g.Expect(HasCgroup(pod)).To(BeTrue())
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/cgroup")
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(string(data)).To(ContainSubstring(filepath.Dir(cgroupsPath) + "/husk-c1\n"))
+	g.Expect(string(data)).To(ContainSubstring(pod + "/husk-c1\n"))
 	g.Expect(leave()).NotTo(Succeed(), "the process is still in it")
 
 	// A killed process is waited for.
 	go func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	g.Expect(RemoveCgroup(t.Context(), cgroupsPath, "c1")).To(Succeed())
+	g.Expect(RemoveCgroup(t.Context(), pod+"/crio-abc", "c1")).To(Succeed())
 	g.Expect(groups()).To(BeEmpty())
-	g.Expect(RemoveCgroup(t.Context(), cgroupsPath, "c1")).To(Succeed(), "none is no error")
+	g.Expect(RemoveCgroup(t.Context(), pod+"/crio-abc", "c1")).To(Succeed(), "none is no error")
 }

@@ -14,14 +14,20 @@ import (
 
 const hostResolvConf = "/etc/resolv.conf"
 
-// Child is the body of a sandbox child: it reads a request, pulls, and writes the
-// answer. It returns an error only where it could not answer. The caller is a
-// process that [Runner] started, in a mount namespace of its own.
-func Child(ctx context.Context, in io.Reader, out io.Writer, puller Puller) error {
-	image, err := serve(ctx, in, puller)
-	a := answer{Image: &image}
+// Serve is the body of a child: it reads a request, isolates the process, does the
+// work, and writes the answer or the error. It returns an error only where it could
+// not answer. The caller is a process that [Runner] started, in a mount namespace
+// of its own.
+func Serve[Request, Answer any](
+	ctx context.Context, in io.Reader, out io.Writer, work func(context.Context, Request) (Answer, error),
+) error {
+	result, err := serve(ctx, in, work)
+	var a answer
+	if err == nil {
+		a.Result, err = json.Marshal(result)
+	}
 	if err != nil {
-		a = answer{Kind: errdefs.KindOf(err).String(), Message: errdefs.Redact(err.Error())}
+		a = answer{Kind: errdefs.KindOf(err).String(), Message: cut(errdefs.Redact(err.Error()))}
 	}
 	if err := json.NewEncoder(out).Encode(a); err != nil {
 		return fmt.Errorf("answer: %w", err)
@@ -29,38 +35,41 @@ func Child(ctx context.Context, in io.Reader, out io.Writer, puller Puller) erro
 	return nil
 }
 
-func serve(ctx context.Context, in io.Reader, puller Puller) (Image, error) {
-	req, err := readRequest(in)
-	if err != nil {
-		return Image{}, err
-	}
-	if err := isolate(req.ResolvConf); err != nil {
-		return Image{}, errdefs.New(errdefs.Internal, "pull "+req.Reference, err)
-	}
-	return puller.Pull(ctx, req)
-}
-
-func readRequest(in io.Reader) (PullRequest, error) {
+func serve[Request, Answer any](
+	ctx context.Context, in io.Reader, work func(context.Context, Request) (Answer, error),
+) (result Answer, err error) {
 	const op = "read the request of a sandbox child"
 	data, err := io.ReadAll(io.LimitReader(in, maxRequest+1))
 	if err != nil {
-		return PullRequest{}, errdefs.New(errdefs.Internal, op, err)
+		return result, errdefs.New(errdefs.Internal, op, err)
 	}
 	if len(data) > maxRequest {
-		return PullRequest{}, errdefs.Newf(errdefs.TooLarge, op, "more than %d bytes", maxRequest)
+		return result, errdefs.Newf(errdefs.TooLarge, op, "more than %d bytes", maxRequest)
 	}
-	var req PullRequest
+	var req request[Request]
 	if err := json.Unmarshal(data, &req); err != nil {
-		return PullRequest{}, errdefs.New(errdefs.InvalidArgument, op, err)
+		// Not the error itself, which may quote a credential.
+		return result, errdefs.Newf(errdefs.InvalidArgument, op, "it is not valid JSON (%T)", err)
 	}
-	return req, nil
+	if err := isolate(req.ResolvConf); err != nil {
+		return result, errdefs.New(errdefs.Internal, "isolate a sandbox child", err)
+	}
+	return work(ctx, req.Work)
+}
+
+// cut shortens an error's text to what the parent takes.
+func cut(message string) string {
+	if len(message) <= maxMessage {
+		return message
+	}
+	return message[:maxMessage-len(ellipsis)] + ellipsis
 }
 
 // isolate keeps what the process has in memory out of core dumps, and what it mounts
 // out of the mount namespace that its own was copied from. It puts resolvConf in the
 // place of the host's file, which Go's resolver reads.
 func isolate(resolvConf string) error {
-	// Private keys, and the content of encrypted layers.
+	// Private keys, credentials, and the content of encrypted layers.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}

@@ -13,22 +13,22 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	runc "github.com/containerd/go-runc"
 	. "github.com/onsi/gomega"
-	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
-// TestMain makes the test binary a sandbox child too.
+// childCommand makes the test binary a sandbox child.
+const childCommand = "husk-sandbox-test"
+
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == ChildCommand {
-		if err := Child(context.Background(), os.Stdin, os.Stdout, spy{}); err != nil {
+	if len(os.Args) > 1 && os.Args[1] == childCommand {
+		if err := Serve(context.Background(), os.Stdin, os.Stdout, spy); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -37,76 +37,67 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// spy is a puller that reports where it runs, as environment of an image config, or
-// does what the reference says.
-type spy struct{}
+// work is what a spy is asked to do.
+type work struct {
+	Do, Name string
+	Ballast  []byte
+}
 
-func (spy) Pull(_ context.Context, req PullRequest) (Image, error) {
-	switch req.Reference {
-	case "refused":
-		return Image{}, errdefs.Newf(errdefs.KeyUnavailable, "pull refused", "https://user:secret@kbs.example said no")
+// facts is what a spy saw of where it runs.
+type facts map[string]string
+
+// spy reports where it runs, or does what it is asked.
+func spy(_ context.Context, w work) (facts, error) {
+	switch w.Do {
+	case "refuse":
+		return nil, errdefs.Newf(errdefs.KeyUnavailable, "pull refused", "https://user:secret@kbs.example said no")
 	case "die":
 		fmt.Fprintln(os.Stderr, "last words")
 		os.Exit(3)
 	case "hang":
 		sleep := exec.Command("sleep", "1000")
-		sleep.Args[0] = req.StoreDir
+		sleep.Args[0] = w.Name
 		if err := sleep.Run(); err != nil {
-			return Image{}, err
+			return nil, err
 		}
 	case "talk":
 		for {
 			_, _ = os.Stdout.WriteString(strings.Repeat("x", 1<<20))
 		}
+	case "babble":
+		return nil, errors.New(strings.Repeat("x", 2*maxMessage))
+	case "mutter":
+		_, _ = os.Stdout.WriteString(`{"kind":"internal","message":"` + strings.Repeat("x", maxMessage+1) + `"}`)
+		os.Exit(0)
 	}
-	resolv, err := os.ReadFile(hostResolvConf)
-	if err != nil {
-		return Image{}, err
+	return look(w)
+}
+
+func look(w work) (facts, error) {
+	seen := facts{
+		"environ": strings.Join(os.Environ(), " "), "pid": strconv.Itoa(os.Getpid()), "ballast": strconv.Itoa(len(w.Ballast)),
 	}
-	score, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err != nil {
-		return Image{}, err
+	for name, file := range map[string]string{
+		"resolv": hostResolvConf, "score": "/proc/self/oom_score_adj", "cgroup": "/proc/self/cgroup", "mounts": "/proc/self/mountinfo",
+	} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		seen[name] = string(data)
 	}
-	groups, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return Image{}, err
-	}
-	var links []string
 	ifaces, err := net.Interfaces()
 	if err != nil {
-		return Image{}, err
+		return nil, err
 	}
+	var links []string
 	for _, i := range ifaces {
 		links = append(links, i.Name)
 	}
+	seen["links"] = strings.Join(links, " ")
 	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	if err != nil {
-		return Image{}, err
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return Image{}, err
-	}
-	facts := map[string]string{
-		"dumpable": strconv.Itoa(dumpable), "mounts": string(mounts),
-		"resolv": string(resolv), "score": string(score), "cgroup": string(groups),
-		"links": strings.Join(links, " "), "environ": strings.Join(os.Environ(), " "), "pid": strconv.Itoa(os.Getpid()),
-	}
-	return Image{ManifestDigest: "d", LayerDirs: []string{"/a", "/b"}, Config: imgspec.Image{Config: imgspec.ImageConfig{Labels: facts}}}, nil
-}
-
-// plain is a monitor for a process that reaps its own children.
-type plain struct{}
-
-func (plain) Start(cmd *exec.Cmd) (chan runc.Exit, error) { return nil, cmd.Start() }
-
-func (plain) Wait(cmd *exec.Cmd, _ chan runc.Exit) (int, error) {
-	err := cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode(), nil
-	}
-	return 0, err
+	seen["dumpable"] = strconv.Itoa(dumpable)
+	return seen, err
 }
 
 // namedNetNS makes a network namespace of its own and returns its path.
@@ -136,15 +127,17 @@ func namedNetNS(t *testing.T) string {
 	return path
 }
 
-func run(ctx context.Context, t *testing.T, req Request) (Image, error) {
+func run(ctx context.Context, t *testing.T, job Job, w work) (facts, error) {
 	t.Helper()
 	needRoot(t)
-	return Runner{Monitor: plain{}}.Run(ctx, req)
+	var seen facts
+	job.Command, job.Op = childCommand, "test"
+	return seen, Runner{}.Run(ctx, job, w, &seen)
 }
 
 func TestRunInThePod(t *testing.T) {
 	g := NewWithT(t)
-	cgroupsPath, groups := testPod(t)
+	pod, groups := testPod(t)
 	t.Setenv("HTTPS_PROXY", "http://host.example:1")
 	t.Setenv("LD_PRELOAD", "")
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
@@ -152,27 +145,26 @@ func TestRunInThePod(t *testing.T) {
 	host, err := os.ReadFile(hostResolvConf)
 	g.Expect(err).NotTo(HaveOccurred())
 
-	image, err := run(t.Context(), t, Request{
-		Name: "c1", NetNS: namedNetNS(t), Cgroup: cgroupsPath, OOMScoreAdj: 901,
-		Pull: PullRequest{Reference: "r", ResolvConf: resolv, TempDir: "/pod/tmp"},
-	})
+	seen, err := run(t.Context(), t, Job{
+		Name: "c1", OOMScoreAdj: 901, Env: []string{"TMPDIR=/pod/tmp"},
+		Place: Place{NetNS: namedNetNS(t), Cgroup: pod, ResolvConf: resolv},
+	}, work{Ballast: make([]byte, 1<<20)})
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(image.LayerDirs).To(Equal([]string{"/a", "/b"}))
-	facts := image.Config.Config.Labels
-	g.Expect(facts["dumpable"]).To(Equal("0"), "keys and layers must not be in a core dump")
-	g.Expect(facts["mounts"]).NotTo(ContainSubstring(" shared:"), "what it mounts stays with it")
+	g.Expect(seen["ballast"]).To(Equal(strconv.Itoa(1<<20)), "more than fits into a pipe")
+	g.Expect(seen["dumpable"]).To(Equal("0"), "keys and layers must not be in a core dump")
+	g.Expect(seen["mounts"]).NotTo(ContainSubstring(" shared:"), "what it mounts stays with it")
 	own, err := os.ReadFile("/proc/self/mountinfo")
 	g.Expect(err).NotTo(HaveOccurred())
 	if strings.Contains(string(own), " shared:") {
-		g.Expect(facts["mounts"]).To(ContainSubstring(" master:"), "what the host unmounts is let go of")
+		g.Expect(seen["mounts"]).To(ContainSubstring(" master:"), "what the host unmounts is let go of")
 	}
-	g.Expect(facts["links"]).To(Equal("lo"))
-	g.Expect(facts["resolv"]).To(Equal("nameserver 192.0.2.7\n"))
-	g.Expect(facts["score"]).To(Equal("901\n"))
-	g.Expect(facts["cgroup"]).To(ContainSubstring(filepath.Dir(cgroupsPath) + "/husk-c1\n"))
-	g.Expect(facts["pid"]).To(Equal("1"), "a process namespace of its own")
-	g.Expect(facts["environ"]).NotTo(ContainSubstring("PROXY"))
-	g.Expect(strings.Fields(facts["environ"])).To(ConsistOf("PATH="+childPath, "HOME=/nonexistent", "TMPDIR=/pod/tmp"))
+	g.Expect(seen["links"]).To(Equal("lo"))
+	g.Expect(seen["resolv"]).To(Equal("nameserver 192.0.2.7\n"))
+	g.Expect(seen["score"]).To(Equal("901\n"))
+	g.Expect(seen["cgroup"]).To(ContainSubstring(pod + "/husk-c1\n"))
+	g.Expect(seen["pid"]).To(Equal("1"), "a process namespace of its own")
+	g.Expect(seen["environ"]).NotTo(ContainSubstring("PROXY"))
+	g.Expect(strings.Fields(seen["environ"])).To(ConsistOf("PATH="+childPath, "TMPDIR=/pod/tmp"))
 
 	g.Expect(groups()).To(BeEmpty(), "the child's cgroup is gone")
 	after, err := os.ReadFile(hostResolvConf)
@@ -186,21 +178,25 @@ func TestRunInThePod(t *testing.T) {
 func TestErrorsKeepTheirKind(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		req  Request
+		job  Job
+		do   string
 		kind errdefs.Kind
 		text string
 	}{
-		"puller":     {Request{Pull: PullRequest{Reference: "refused"}}, errdefs.KeyUnavailable, "pull refused"},
-		"death":      {Request{Pull: PullRequest{Reference: "die"}}, errdefs.Internal, "status 3: last words"},
-		"no netns":   {Request{NetNS: "/no/such", Pull: PullRequest{Reference: "r"}}, errdefs.Internal, "network namespace"},
-		"no resolv":  {Request{Pull: PullRequest{Reference: "r", ResolvConf: "/no/such"}}, errdefs.Internal, "/no/such"},
-		"bad cgroup": {Request{Cgroup: "a:b", Pull: PullRequest{Reference: "r"}}, errdefs.Internal, "slice:prefix:name"},
-		"flood":      {Request{Pull: PullRequest{Reference: "talk"}}, errdefs.Internal, ""},
+		"work":       {Job{}, "refuse", errdefs.KeyUnavailable, "pull refused"},
+		"death":      {Job{}, "die", errdefs.Internal, "status 3: last words"},
+		"no netns":   {Job{Place: Place{NetNS: "/no/such"}}, "", errdefs.Internal, "network namespace"},
+		"not netns":  {Job{Place: Place{NetNS: hostResolvConf}}, "", errdefs.Internal, "network namespace"},
+		"no resolv":  {Job{Place: Place{ResolvConf: "/no/such"}}, "", errdefs.Internal, "/no/such"},
+		"flood":      {Job{}, "talk", errdefs.Internal, ""},
+		"big answer": {Job{MaxAnswer: 10}, "", errdefs.Internal, ""},
+		"long error": {Job{}, "babble", errdefs.Internal, "xxx" + ellipsis},
+		"too long":   {Job{}, "mutter", errdefs.Internal, "the limit is"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
-			_, err := run(t.Context(), t, tc.req)
+			_, err := run(t.Context(), t, tc.job, work{Do: tc.do})
 			g.Expect(err).To(MatchError(ContainSubstring(tc.text)))
 			g.Expect(errdefs.KindOf(err)).To(Equal(tc.kind), "%v", err)
 			g.Expect(err.Error()).NotTo(ContainSubstring("secret"))
@@ -209,21 +205,21 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 }
 
 // killer is a monitor of children that the kernel kills.
-type killer struct{ plain }
+type killer struct{ Plain }
 
 func (k killer) Wait(cmd *exec.Cmd, exits chan runc.Exit) (int, error) {
 	if err := cmd.Process.Kill(); err != nil {
 		return 0, err
 	}
-	_, err := k.plain.Wait(cmd, exits)
-	return 128 + int(cmd.ProcessState.Sys().(syscall.WaitStatus).Signal()), err // as containerd's reaper has it
+	return k.Plain.Wait(cmd, exits)
 }
 
 func TestKilledChildIsAMatterOfMemory(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	g := NewWithT(t)
-	_, err := Runner{Monitor: killer{}}.Run(t.Context(), Request{Pull: PullRequest{Reference: "hang", StoreDir: "husk-test-killed"}})
+	var seen facts
+	err := Runner{Monitor: killer{}}.Run(t.Context(), Job{Command: childCommand}, work{Do: "hang", Name: "husk-test-killed"}, &seen)
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.TooLarge), "%v", err)
 	g.Expect(err).To(MatchError(ContainSubstring("memory limit of the pod")))
 }
@@ -247,7 +243,7 @@ func TestNoThreadEnds(t *testing.T) {
 	time.Sleep(10 * time.Millisecond)
 	for range 8 {
 		before := threads()
-		_, err := run(t.Context(), t, Request{NetNS: ns, Pull: PullRequest{Reference: "r"}})
+		_, err := run(t.Context(), t, Job{Place: Place{NetNS: ns}}, work{})
 		g.Expect(err).NotTo(HaveOccurred())
 		time.Sleep(10 * time.Millisecond)
 		after := threads()
@@ -260,7 +256,7 @@ func TestNoThreadEnds(t *testing.T) {
 func TestCancelKillsTheChildAndItsChildren(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	cgroupsPath, groups := testPod(t)
+	pod, groups := testPod(t)
 	marker := "husk-test-sleeper-" + strconv.Itoa(os.Getpid())
 	sleeping := func() bool {
 		procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -275,7 +271,7 @@ func TestCancelKillsTheChildAndItsChildren(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := run(ctx, t, Request{Name: "c1", Cgroup: cgroupsPath, Pull: PullRequest{Reference: "hang", StoreDir: marker}})
+		_, err := run(ctx, t, Job{Name: "c1", Place: Place{Cgroup: pod}}, work{Do: "hang", Name: marker})
 		done <- err
 	}()
 	g.Eventually(sleeping, 5*time.Second).Should(BeTrue())
@@ -301,10 +297,10 @@ func TestChildRefusesBadRequests(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
 			var out bytes.Buffer
-			g.Expect(Child(t.Context(), strings.NewReader(tc.in), &out, spy{})).To(Succeed())
+			g.Expect(Serve(t.Context(), strings.NewReader(tc.in), &out, spy)).To(Succeed())
 			var a answer
 			g.Expect(json.Unmarshal(out.Bytes(), &a)).To(Succeed())
-			g.Expect(a.Image).To(BeNil())
+			g.Expect(a.Result).To(BeEmpty())
 			g.Expect(a.Kind).To(Equal(tc.kind.String()))
 		})
 	}
@@ -326,6 +322,5 @@ func TestLimits(t *testing.T) {
 	}
 	g.Expect(l.String()).To(Equal("cabc"))
 
-	_, err = (&limitedBuffer{max: 9}).answer()
-	g.Expect(err).To(HaveOccurred())
+	g.Expect((&limitedBuffer{max: 9}).decode(&facts{})).NotTo(Succeed())
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/husk-cri/husk/bundlegen"
 	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/layerpull"
@@ -138,13 +139,13 @@ func (s *service) prepare(ctx context.Context, req *taskapi.CreateTaskRequest, s
 	return identity, nil
 }
 
-func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cfg Config) (sandbox.Image, error) {
-	ns, err := netNS(spec)
+func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cfg Config) (layers.Image, error) {
+	place, err := sandbox.PlaceOf(spec)
 	if err != nil {
-		return sandbox.Image{}, err
+		return layers.Image{}, err
 	}
 	if err := s.store.open(cfg.StoreSize); err != nil {
-		return sandbox.Image{}, errdefs.New(errdefs.Internal, "pull "+ref, err)
+		return layers.Image{}, errdefs.New(errdefs.Internal, "pull "+ref, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(cfg.PullTimeout))
 	defer cancel()
@@ -153,16 +154,14 @@ func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cf
 	if spec.Process.OOMScoreAdj != nil {
 		score = *spec.Process.OOMScoreAdj
 	}
-	image, err := s.puller.Run(ctx, sandbox.Request{
+	image, err := s.puller.Run(ctx, layers.Request{
 		OOMScoreAdj: score,
 		Name:        id,
-		NetNS:       ns,
-		Cgroup:      spec.Linux.CgroupsPath,
-		Pull: sandbox.PullRequest{
+		Place:       place,
+		Pull: layers.PullRequest{
 			Reference:         ref,
 			StoreDir:          s.store.images(),
 			TempDir:           s.store.temp(),
-			ResolvConf:        resolvConf(spec),
 			AuthFile:          cfg.AuthFile,
 			KeysDir:           cfg.KeysDir,
 			PolicyPath:        cfg.Policy,
@@ -177,7 +176,7 @@ func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cf
 		if _, cleanErr := layerpull.OpenStore(s.store.images()); cleanErr != nil {
 			log.G(ctx).WithError(cleanErr).Error("clean up after a failed pull")
 		}
-		return sandbox.Image{}, err
+		return layers.Image{}, err
 	}
 	log.G(ctx).WithField("container", id).Infof("pulled %s in %s", ref, time.Since(begin).Round(time.Millisecond))
 	return image, nil

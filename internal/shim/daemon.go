@@ -17,7 +17,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
-	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
 )
@@ -104,7 +104,7 @@ func newTaskPlugin(ic *plugin.InitContext, p pod.Pod) (any, error) {
 		pod:         p,
 		store:       st,
 		waits:       events.waits,
-		puller:      sandbox.Runner{Monitor: reaper.Default},
+		puller:      layers.Runner{Monitor: reaper.Default},
 		containers:  map[string]*container{},
 	}}, nil
 }

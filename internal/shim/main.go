@@ -23,6 +23,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
 )
@@ -36,7 +37,7 @@ const binaryName = "containerd-shim-husk-v2"
 
 // Main runs whichever process the arguments and the environment ask for, and returns
 // its exit status. Version is what --version prints.
-func Main(ctx context.Context, args []string, version string, puller sandbox.Puller) int {
+func Main(ctx context.Context, args []string, version string, puller layers.Puller) int {
 	err := run(ctx, args, version, puller)
 	if err != nil {
 		_, _ = fmt.Fprintf(os.Stderr, "%s: %v\n", Name, err) // there is nowhere else to say it
@@ -45,7 +46,7 @@ func Main(ctx context.Context, args []string, version string, puller sandbox.Pul
 	return 0
 }
 
-func run(ctx context.Context, args []string, version string, puller sandbox.Puller) error {
+func run(ctx context.Context, args []string, version string, puller layers.Puller) error {
 	command := ""
 	if len(args) > 1 {
 		command = args[1]
@@ -54,8 +55,8 @@ func run(ctx context.Context, args []string, version string, puller sandbox.Pull
 	case command == "--version" || command == "-v": // CRI-O asks each time it starts
 		_, err := fmt.Println(binaryName, version)
 		return err
-	case command == sandbox.ChildCommand:
-		return sandbox.Child(ctx, os.Stdin, os.Stdout, puller)
+	case command == layers.ChildCommand:
+		return layers.Child(ctx, os.Stdin, os.Stdout, puller)
 	case command == keeper.Command:
 		return runKeeper(ctx, args)
 	case os.Getenv(daemonEnv) != "":

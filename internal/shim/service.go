@@ -19,17 +19,17 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/husk-cri/husk/bundlegen"
-	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // imagePuller pulls an image inside the pod's sandbox.
 type imagePuller interface {
-	Run(ctx context.Context, req sandbox.Request) (sandbox.Image, error)
+	Run(ctx context.Context, req layers.Request) (layers.Image, error)
 }
 
-var _ imagePuller = sandbox.Runner{}
+var _ imagePuller = layers.Runner{}
 
 // service is the task service of a pod. The methods it does not have are those of
 // containerd's runc task service.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/husk-cri/husk/bundlegen"
 	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -108,16 +109,16 @@ func (f *fakeTasks) Shutdown(context.Context, *taskapi.ShutdownRequest) (*ptypes
 // fakePuller waits for its context or fails at once.
 type fakePuller struct {
 	err     error
-	pulling chan sandbox.Request
+	pulling chan layers.Request
 }
 
-func (f fakePuller) Run(ctx context.Context, req sandbox.Request) (sandbox.Image, error) {
+func (f fakePuller) Run(ctx context.Context, req layers.Request) (layers.Image, error) {
 	if f.err != nil {
-		return sandbox.Image{}, f.err
+		return layers.Image{}, f.err
 	}
 	f.pulling <- req
 	<-ctx.Done()
-	return sandbox.Image{}, errdefs.New(errdefs.Canceled, "pull", context.Cause(ctx))
+	return layers.Image{}, errdefs.New(errdefs.Canceled, "pull", context.Cause(ctx))
 }
 
 type serviceRig struct {
@@ -259,7 +260,7 @@ func TestCreateRefuses(t *testing.T) {
 func TestDeleteEndsCreate(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	puller := fakePuller{pulling: make(chan sandbox.Request, 1)}
+	puller := fakePuller{pulling: make(chan layers.Request, 1)}
 	r := newServiceRig(t, puller)
 	req := r.request(t, "c1", func(s *rspec.Spec) {
 		s.Linux.CgroupsPath = "/pod/crio-c1"
@@ -271,9 +272,9 @@ func TestDeleteEndsCreate(t *testing.T) {
 		_, err := r.Create(ctx, req)
 		done <- err
 	}()
-	var pull sandbox.Request
+	var pull layers.Request
 	g.Eventually(puller.pulling).Should(Receive(&pull))
-	g.Expect(pull).To(And(HaveField("Name", "c1"), HaveField("NetNS", "/ns"), HaveField("Cgroup", "/pod/crio-c1")))
+	g.Expect(pull).To(And(HaveField("Name", "c1"), HaveField("Place", sandbox.Place{NetNS: "/ns", Cgroup: "/pod"})))
 	g.Expect(pull.Pull.Reference).To(Equal("r.example/a@sha256:" + digestHex))
 	g.Expect(r.pod.List()).To(HaveLen(1), "whoever cleans up after a killed shim must know of it")
 

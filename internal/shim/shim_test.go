@@ -31,7 +31,7 @@ import (
 	. "github.com/onsi/gomega"
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/annotations"
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		command = os.Args[1]
 	}
-	if os.Getenv(binaryEnv) != "" || os.Getenv(daemonEnv) != "" || command == keeper.Command || command == sandbox.ChildCommand {
+	if os.Getenv(binaryEnv) != "" || os.Getenv(daemonEnv) != "" || command == keeper.Command || command == layers.ChildCommand {
 		os.Exit(Main(context.Background(), os.Args, "1.2.3", busyboxPuller{}))
 	}
 	os.Exit(m.Run())
@@ -59,7 +59,7 @@ func startOpts() containerdshim.StartOpts { return containerdshim.StartOpts{} }
 // busyboxPuller makes an image of two layers: busybox, and a passwd file.
 type busyboxPuller struct{}
 
-func (busyboxPuller) Pull(_ context.Context, req sandbox.PullRequest) (sandbox.Image, error) {
+func (busyboxPuller) Pull(_ context.Context, req layers.PullRequest) (layers.Image, error) {
 	var dirs []string
 	for i, files := range []map[string]string{
 		{"bin/sh": "", "bin/id": "", "bin/sleep": "", "bin/cat": "", "bin/echo": ""},
@@ -70,22 +70,22 @@ func (busyboxPuller) Pull(_ context.Context, req sandbox.PullRequest) (sandbox.I
 		for name, content := range files {
 			path := filepath.Join(layer, name)
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return sandbox.Image{}, err
+				return layers.Image{}, err
 			}
 			mode := os.FileMode(0o644)
 			if content == "" {
 				data, err := os.ReadFile(busybox)
 				if err != nil {
-					return sandbox.Image{}, err
+					return layers.Image{}, err
 				}
 				content, mode = string(data), 0o755
 			}
 			if err := os.WriteFile(path, []byte(content), mode); err != nil {
-				return sandbox.Image{}, err
+				return layers.Image{}, err
 			}
 		}
 	}
-	return sandbox.Image{LayerDirs: dirs}, nil
+	return layers.Image{LayerDirs: dirs}, nil
 }
 
 // e2e drives the real binary as CRI-O does.

@@ -112,35 +112,6 @@ func pinned(spec *rspec.Spec, v katavolume.Volume) (imageref.Reference, error) {
 	return ref.Pin(ref.Digest())
 }
 
-// netNS returns the network namespace of a container, "" for the host's.
-func netNS(spec *rspec.Spec) (string, error) {
-	for _, ns := range spec.Linux.Namespaces {
-		if ns.Type != rspec.NetworkNamespace {
-			continue
-		}
-		if ns.Path == "" {
-			// A namespace that is not there yet. Pulling in the host's would show the
-			// registry the wrong address.
-			return "", errdefs.Newf(errdefs.Unsupported, "find the pod's network", "the network namespace has no path")
-		}
-		return ns.Path, nil
-	}
-	return "", nil
-}
-
-// resolvConf returns the host path of the pod's resolv.conf, "" if it has none.
-func resolvConf(spec *rspec.Spec) string {
-	if path := spec.Annotations[annotations.CRIOResolvPath]; path != "" {
-		return path
-	}
-	for _, m := range spec.Mounts {
-		if m.Destination == "/etc/resolv.conf" {
-			return m.Source
-		}
-	}
-	return ""
-}
-
 // userOf returns whom a container runs as. Without the front's word on it, it is
 // whom CRI-O wrote into the spec, as numbers: CRI-O had the image's config and the
 // request, and refuses what it cannot resolve. The shim adds no default of its own,

@@ -87,29 +87,6 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-func TestNetNS(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	spec := testSpec()
-	g.Expect(netNS(spec)).To(BeEmpty(), "the host's")
-	spec.Linux.Namespaces = []rspec.LinuxNamespace{{Type: rspec.PIDNamespace}, {Type: rspec.NetworkNamespace, Path: "/ns"}}
-	g.Expect(netNS(spec)).To(Equal("/ns"))
-	spec.Linux.Namespaces[1].Path = ""
-	_, err := netNS(spec)
-	g.Expect(errdefs.Is(err, errdefs.Unsupported)).To(BeTrue(), "never the host's instead")
-}
-
-func TestResolvConf(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	spec := testSpec()
-	g.Expect(resolvConf(spec)).To(BeEmpty())
-	spec.Mounts = []rspec.Mount{{Destination: "/etc/hosts", Source: "/h"}, {Destination: "/etc/resolv.conf", Source: "/r"}}
-	g.Expect(resolvConf(spec)).To(Equal("/r"))
-	spec.Annotations[annotations.CRIOResolvPath] = "/a"
-	g.Expect(resolvConf(spec)).To(Equal("/a"))
-}
-
 func TestUserOf(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 )
 
 // The directories of a store: the layers, which are the layer engine's, what the
@@ -86,8 +86,8 @@ func (s *store) container(id string) string { return filepath.Join(s.dir, contai
 
 // mount makes a container's root file system from an image's layers and returns its
 // path. label is the SELinux label of a mount, or "".
-func (s *store) mount(id string, image sandbox.Image, label string) (string, error) {
-	layers := image.LayerDirs
+func (s *store) mount(id string, image layers.Image, label string) (string, error) {
+	dirs := image.LayerDirs
 	base := s.container(id)
 	lower, links, rootfs := filepath.Join(base, "lower"), filepath.Join(base, "links"), filepath.Join(base, "rootfs")
 	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
@@ -99,16 +99,16 @@ func (s *store) mount(id string, image sandbox.Image, label string) (string, err
 	if err := copyRoot(upper, image.RootDir); err != nil {
 		return "", fmt.Errorf("make the file system of container %s: %w", id, err)
 	}
-	if len(layers) == 0 {
-		layers = []string{lower} // an image from scratch
+	if len(dirs) == 0 {
+		dirs = []string{lower} // an image from scratch
 	}
-	names := make([]string, len(layers))
-	for i, layer := range layers {
+	names := make([]string, len(dirs))
+	for i, layer := range dirs {
 		name := strconv.Itoa(i)
 		if err := os.Symlink(layer, filepath.Join(links, name)); err != nil {
 			return "", fmt.Errorf("make the file system of container %s: %w", id, err)
 		}
-		names[len(layers)-1-i] = name // overlay wants the uppermost first
+		names[len(dirs)-1-i] = name // overlay wants the uppermost first
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(names, ":"), upper, work)
 	if label != "" {
@@ -117,7 +117,7 @@ func (s *store) mount(id string, image sandbox.Image, label string) (string, err
 	done := make(chan error)
 	s.mounts <- overlay{dir: links, target: rootfs, options: options, done: done}
 	if err := <-done; err != nil {
-		return "", fmt.Errorf("mount the file system of container %s from %d layers: %w", id, len(layers), err)
+		return "", fmt.Errorf("mount the file system of container %s from %d layers: %w", id, len(dirs), err)
 	}
 	return rootfs, nil
 }

@@ -11,7 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
 
-	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/sandbox/layers"
 )
 
 // insideEnv names a store's directory to a test that runs in a mount namespace of its own.
@@ -73,14 +73,14 @@ func TestStoreInside(t *testing.T) {
 	g.Expect(int64(fs.Blocks) * fs.Bsize).To(Equal(int64(16 << 20)))
 
 	// More layers than fit into mount(2)'s page by their full paths.
-	var layers []string
+	var dirs []string
 	for i := range 500 { // as many as overlayfs takes
 		layer := filepath.Join(st.images(), "layers", fmt.Sprintf("%064d", i))
 		g.Expect(os.MkdirAll(layer, 0o700)).To(Succeed())
 		g.Expect(os.WriteFile(filepath.Join(layer, "top"), fmt.Append(nil, i), 0o600)).To(Succeed())
-		layers = append(layers, layer)
+		dirs = append(dirs, layer)
 	}
-	rootfs, err := st.mount("c1", sandbox.Image{LayerDirs: layers}, "")
+	rootfs, err := st.mount("c1", layers.Image{LayerDirs: dirs}, "")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(os.ReadFile(filepath.Join(rootfs, "top"))).To(Equal([]byte("499")), "the last layer is the uppermost")
 	g.Expect(os.WriteFile(filepath.Join(rootfs, "top"), []byte("c1"), 0o600)).To(Succeed())
@@ -96,19 +96,19 @@ func TestStoreInside(t *testing.T) {
 			g.Expect(thread).To(BeADirectory())
 		}
 	}()
-	g.Expect(os.Chown(layers[0], 7, 8)).To(Succeed())
-	g.Expect(os.Chmod(layers[0], 0o555|os.ModeSticky)).To(Succeed())
-	other, err := st.mount("c2", sandbox.Image{LayerDirs: layers, RootDir: layers[0]}, "")
+	g.Expect(os.Chown(dirs[0], 7, 8)).To(Succeed())
+	g.Expect(os.Chmod(dirs[0], 0o555|os.ModeSticky)).To(Succeed())
+	other, err := st.mount("c2", layers.Image{LayerDirs: dirs, RootDir: dirs[0]}, "")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(os.ReadFile(filepath.Join(other, "top"))).To(Equal([]byte("499")), "what a container writes is its own")
 	info, err = os.Stat(other)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(info.Mode()).To(Equal(0o555|os.ModeSticky|os.ModeDir), "the image's own root")
 	g.Expect(info.Sys().(*syscall.Stat_t)).To(And(HaveField("Uid", uint32(7)), HaveField("Gid", uint32(8))))
-	scratch, err := st.mount("c3", sandbox.Image{}, "")
+	scratch, err := st.mount("c3", layers.Image{}, "")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(os.ReadDir(scratch)).To(BeEmpty())
-	_, err = st.mount("c3", sandbox.Image{}, "")
+	_, err = st.mount("c3", layers.Image{}, "")
 	g.Expect(err).To(MatchError(ContainSubstring("c3")))
 
 	for _, id := range []string{"c1", "c2", "c3", "c3", "unknown"} {

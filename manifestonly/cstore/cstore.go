@@ -10,21 +10,18 @@
 // containers/storage saves an image before its big data. Whoever dies in between
 // leaves half a record, and stock CRI-O then fails to list any image at all. So
 // the manifest and the config are put in place first (see [Store.seed]); readers
-// here skip half a record, Put completes it, and Repair removes it.
+// here skip half a record, Put completes it, and Check removes it.
 package cstore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containers/storage"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/internal/refset"
@@ -53,9 +50,13 @@ type Store struct {
 	store  storage.Store
 	lock   *lock
 	images string // where containers/storage keeps the big data
+	cache  cache
 }
 
-var _ manifestonly.Store = (*Store)(nil)
+var (
+	_ manifestonly.Store  = (*Store)(nil)
+	_ manifestonly.Holder = (*Store)(nil)
+)
 
 // Open opens the store. It mounts nothing, and there is nothing to close: the
 // mounts of a graph driver belong to CRI-O.
@@ -82,43 +83,41 @@ func Open(opts Options) (*Store, error) {
 	if opts.ImageStore != "" {
 		root = opts.ImageStore
 	}
+	images := filepath.Join(root, s.GraphDriverName()+"-images")
+	changes, err := changesOf(s, opts, images)
+	if err != nil {
+		return nil, errdefs.New(errdefs.Internal, "open image store "+opts.GraphRoot, err)
+	}
 	return &Store{
 		store:  s,
 		lock:   newLock(filepath.Join(s.GraphRoot(), lockName)),
-		images: filepath.Join(root, s.GraphDriverName()+"-images"),
+		images: images,
+		cache:  cache{changes: changes, view: &view{}},
 	}, nil
 }
 
 // Get implements [manifestonly.Reader].
 func (s *Store) Get(ctx context.Context, id imageref.StorageID) (imageref.Record, error) {
-	if err := ctx.Err(); err != nil {
-		return imageref.Record{}, err
-	}
-	img, meta, err := s.find(id)
+	op := "read record " + id.String()
+	v, err := s.view(ctx)
 	if err != nil {
 		return imageref.Record{}, err
 	}
-	return s.record(img, meta)
+	e := v.entries[id.String()]
+	if e == nil {
+		return imageref.Record{}, errdefs.Newf(errdefs.NotFound, op, "the store has no such record of this version of husk")
+	}
+	return e.record, e.err
 }
 
-// List implements [manifestonly.Reader].
+// List implements [manifestonly.Reader]. What it returns is the caller's own as far
+// as the order and the number of the records go; what they refer to is shared.
 func (s *Store) List(ctx context.Context) ([]imageref.Record, error) {
-	records := []imageref.Record{}
-	err := s.each(ctx, func(img *storage.Image, meta *metadata) error {
-		r, err := s.record(img, meta)
-		if errdefs.Is(err, errdefs.NotFound) { // half made, or removed since it was listed
-			return nil
-		}
-		records = append(records, r)
-		return err
-	})
+	v, err := s.view(ctx)
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(records, func(a, b imageref.Record) int {
-		return strings.Compare(a.StorageID.String(), b.StorageID.String())
-	})
-	return records, nil
+	return slices.Clone(v.records), nil
 }
 
 // Remove implements [manifestonly.Remover].
@@ -154,81 +153,6 @@ func (s *Store) RemoveReference(ctx context.Context, ref imageref.Reference) err
 	return s.setMetadata(record.StorageID.String(), *meta)
 }
 
-// Repair removes records that a writer that died left half made, mends those
-// whose signatures it was replacing, and returns how many both were. It touches
-// nothing that is not Husk's. Call it before the first pull.
-func (s *Store) Repair(ctx context.Context) (int, error) {
-	release, err := s.lock.acquire(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer release()
-	repaired := 0
-	var failed []error
-	err = s.each(ctx, func(img *storage.Image, meta *metadata) error {
-		done, err := s.repair(img, meta)
-		if err != nil && !errdefs.Is(err, errdefs.NotFound) {
-			failed = append(failed, err) // one that cannot be repaired leaves the others
-		}
-		if done && err == nil {
-			repaired++
-		}
-		return nil
-	})
-	return repaired, errors.Join(append(failed, err)...)
-}
-
-// repair repairs one record and reports whether there was anything to do.
-func (s *Store) repair(img *storage.Image, meta *metadata) (bool, error) {
-	if _, err := s.record(img, meta); errdefs.Is(err, errdefs.NotFound) {
-		return true, s.delete(img.ID)
-	} else if err != nil {
-		return false, err
-	}
-	mended := false
-	for _, key := range img.BigDataNames {
-		if !isSignature(key) {
-			continue
-		}
-		data, err := s.store.ImageBigData(img.ID, key)
-		if err != nil {
-			return false, mapped("repair record "+img.ID, err)
-		}
-		if int64(len(data)) == img.BigDataSizes[key] {
-			continue
-		}
-		// containers/storage replaces the file before the size it has on record,
-		// and CRI-O's own check at start would take the record for damaged. The
-		// record counts as unsigned at this point, so what the file says is free.
-		if err := s.store.SetImageBigData(img.ID, key, data, nil); err != nil {
-			return false, mapped("repair record "+img.ID, err)
-		}
-		mended = true
-	}
-	return mended, nil
-}
-
-// each calls fn for every image that is a record, whole or half.
-func (s *Store) each(ctx context.Context, fn func(*storage.Image, *metadata) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	images, err := s.store.Images()
-	if err != nil {
-		return errdefs.New(errdefs.Internal, "list image store", err)
-	}
-	for i := range images {
-		meta, err := parseMetadata(&images[i])
-		if err != nil || meta == nil {
-			continue // not Husk's, or not of this version
-		}
-		if err := fn(&images[i], meta); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // find returns the record with the given ID, whole or half.
 func (s *Store) find(id imageref.StorageID) (*storage.Image, *metadata, error) {
 	op := "read record " + id.String()
@@ -247,46 +171,6 @@ func (s *Store) find(id imageref.StorageID) (*storage.Image, *metadata, error) {
 		return nil, nil, errdefs.New(errdefs.NotFound, op, err)
 	}
 	return img, meta, nil
-}
-
-// record reads what a caller wants to know of a record; of half a record,
-// nothing: it is errdefs.NotFound.
-func (s *Store) record(img *storage.Image, meta *metadata) (imageref.Record, error) {
-	op := "read record " + img.ID
-	if err := meta.halfMade(img); err != nil {
-		return imageref.Record{}, errdefs.New(errdefs.NotFound, op, err)
-	}
-	config, err := s.store.ImageBigData(img.ID, meta.Husk.Config)
-	if err != nil {
-		return imageref.Record{}, mapped(op, err)
-	}
-	if got := digest.FromBytes(config).String(); got != meta.Husk.Config {
-		return imageref.Record{}, errdefs.Newf(errdefs.NotFound, op, "the stored config is %s, not %s", got, meta.Husk.Config)
-	}
-	r := imageref.Record{
-		Layers:          meta.Husk.Layers,
-		EncryptedLayers: meta.Husk.EncryptedLayers,
-		LayerBytes:      meta.Husk.LayerBytes,
-	}
-	if err := json.Unmarshal(config, &r.Image); err != nil {
-		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
-	}
-	if r.StorageID, err = imageref.ParseStorageID(img.ID); err != nil {
-		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
-	}
-	if r.Manifest, err = imageref.ParseManifestDigest(meta.Husk.Manifest); err != nil {
-		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
-	}
-	if r.ConfigDigest, err = imageref.ParseConfigDigest(meta.Husk.Config); err != nil {
-		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
-	}
-	if r.References, err = meta.Husk.references(); err != nil {
-		return imageref.Record{}, errdefs.New(errdefs.Internal, op, err)
-	}
-	for _, size := range img.BigDataSizes {
-		r.StoredBytes += size
-	}
-	return r, nil
 }
 
 // remove removes a record, whole or half. The caller holds the lock.

@@ -58,7 +58,7 @@ func child(t *testing.T, p *place, name string) *exec.Cmd {
 }
 
 // TestKill kills a writer at random moments. CRI-O must be able to list images
-// at once, and after a repair no half record is left.
+// at once, and after a repair nothing is left of it.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -80,6 +80,7 @@ func TestKill(t *testing.T) {
 		removed, err := p.Repair(t.Context())
 		g.Expect(err).NotTo(HaveOccurred())
 		halves += removed
+		g.Expect(p.check(t, CheckOptions{}).Findings).To(BeEmpty())
 		images, err := p.crio.Images()
 		g.Expect(err).NotTo(HaveOccurred())
 		records, err := p.List(t.Context())
@@ -91,7 +92,7 @@ func TestKill(t *testing.T) {
 			g.Expect(p.Remove(t.Context(), r.StorageID)).To(Succeed())
 		}
 	}
-	t.Logf("%d rounds, %d killed in the middle, %d half records", rounds, killed, halves)
+	t.Logf("%d rounds, %d killed in the middle, %d left-overs", rounds, killed, halves)
 	g.Expect(killed).To(BeNumerically(">", 0), "the test kills nobody")
 }
 
@@ -119,5 +120,33 @@ func TestProcesses(t *testing.T) {
 	_, err = p.crioView(t.Context())
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(p.Repair(t.Context())).To(Equal(0))
+	p.sound(t)
+}
+
+// A check that repairs, while others write, finds nothing in what they are doing.
+func TestCheckWhileOthersWrite(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	p := newPlace(t, "vfs")
+	children := []*exec.Cmd{child(t, p, "a"), child(t, p, "b")}
+	done := make(chan error, len(children))
+	for _, cmd := range children {
+		go func() { done <- cmd.Wait() }()
+	}
+	checks, seen := 0, 0
+	for left := len(children); left > 0; {
+		select {
+		case err := <-done:
+			g.Expect(err).NotTo(HaveOccurred())
+			left--
+		default:
+			report := p.check(t, CheckOptions{Repair: true})
+			g.Expect(report.Findings).To(BeEmpty())
+			checks, seen = checks+1, max(seen, report.Records)
+		}
+	}
+	t.Logf("%d checks", checks)
+	g.Expect(seen).To(BeNumerically(">", 0), "the checks saw records come")
+	g.Expect(p.List(t.Context())).To(HaveLen(10))
 	p.sound(t)
 }

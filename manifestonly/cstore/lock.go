@@ -3,11 +3,12 @@ package cstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // lockPoll is how often a process looks whether another one has let go of the
@@ -42,23 +43,35 @@ func (l *lock) acquire(ctx context.Context) (release func(), err error) {
 			<-l.local
 		}
 	}()
-	file, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the record lock: %w", err)
-	}
 	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
+		file, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, errdefs.New(errdefs.Unavailable, "open the record lock: the image store may be gone or being reset", err)
+		}
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && l.current(file) {
 			// Closing the file releases the lock; there is no more to report.
 			return func() { _ = file.Close(); <-l.local }, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", l.path, err), file.Close())
+		_ = file.Close() // nothing was written
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, errdefs.New(errdefs.Internal, "lock "+l.path, err)
 		}
 		select {
 		case <-time.After(lockPoll):
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), file.Close())
+			return nil, ctx.Err()
 		}
 	}
+}
+
+// current reports whether file is still the one that others open: a reset of the
+// storage removes it, and a lock on a removed file keeps nobody out.
+func (l *lock) current(file *os.File) bool {
+	mine, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	theirs, err := os.Stat(l.path)
+	return err == nil && os.SameFile(mine, theirs)
 }

@@ -2,6 +2,7 @@ package cstore
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -13,8 +14,8 @@ import (
 	"github.com/husk-cri/husk/pkg/imageref"
 )
 
-// version is the version of the JSON under "husk". A record of another version
-// is left alone: a newer Husk wrote it.
+// version is the version of the JSON under "husk"; docs/records.md describes it. A
+// record of another version is left alone: a newer Husk wrote it.
 const version = 1
 
 // metadata is storage.Image.Metadata. The first two fields are those of
@@ -45,28 +46,41 @@ type reference struct {
 	PulledAt  time.Time `json:"pulled_at"`
 }
 
-// parseMetadata returns nil, nil for an image that is not Husk's.
-func parseMetadata(img *storage.Image) (*metadata, error) {
-	if !strings.Contains(img.Metadata, `"husk"`) {
+// decode reads the text of storage.Image.Metadata. It returns nil, nil for what has
+// no part of Husk's. The version is the caller's to look at.
+func decode(text string) (*metadata, error) {
+	if !strings.Contains(text, `"husk"`) {
 		return nil, nil
 	}
 	var m metadata
-	if err := json.Unmarshal([]byte(img.Metadata), &m); err != nil {
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		return nil, err
+	}
+	if m.Husk == nil {
+		return nil, nil
+	}
+	return &m, nil
+}
+
+// parseMetadata returns nil, nil for an image that is no record of this version.
+func parseMetadata(img *storage.Image) (*metadata, error) {
+	m, err := decode(img.Metadata)
+	if err != nil {
 		return nil, fmt.Errorf("metadata of image %s: %w", img.ID, err)
 	}
-	// The ID is derived from the manifest, so an image that merely carries the
-	// metadata (a copy under another ID, say) is not taken for a record.
-	if m.Husk == nil || m.Husk.Version != version {
+	if m == nil || m.Husk.Version != version {
 		return nil, nil
 	}
 	d, err := imageref.ParseManifestDigest(m.Husk.Manifest)
 	if err != nil {
 		return nil, fmt.Errorf("metadata of image %s: %w", img.ID, err)
 	}
+	// The ID is derived from the manifest, so an image that merely carries the
+	// metadata (a copy under another ID, say) is not taken for a record.
 	if imageref.RecordID(d).String() != img.ID {
 		return nil, nil
 	}
-	return &m, nil
+	return m, nil
 }
 
 func (m metadata) encode() (string, error) {
@@ -85,21 +99,65 @@ func encodeReferences(refs []imageref.PulledReference) []reference {
 	return out
 }
 
+// references returns the names that can be read, and an error for the others.
 func (h husk) references() ([]imageref.PulledReference, error) {
 	out := make([]imageref.PulledReference, 0, len(h.References))
+	var failed []error
 	for _, r := range h.References {
-		ref, err := imageref.ParseReference(r.Reference)
+		p, err := r.decode()
 		if err != nil {
-			return nil, err
+			failed = append(failed, err)
+			continue
 		}
-		d, err := imageref.ParseManifestDigest(r.Digest)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, imageref.PulledReference{Reference: ref, Digest: d, PulledAt: r.PulledAt})
+		out = append(out, p)
 	}
-	return out, nil
+	return out, errors.Join(failed...)
 }
+
+func (r reference) decode() (imageref.PulledReference, error) {
+	ref, err := imageref.ParseReference(r.Reference)
+	if err != nil {
+		return imageref.PulledReference{}, err
+	}
+	d, err := imageref.ParseManifestDigest(r.Digest)
+	if err != nil {
+		return imageref.PulledReference{}, err
+	}
+	at := r.PulledAt.UTC()
+	if at.Year() < 1 || at.Year() > 9999 { // it could be read, and never written again
+		return imageref.PulledReference{}, fmt.Errorf("pulled in the year %d", at.Year())
+	}
+	return imageref.PulledReference{Reference: ref, Digest: d, PulledAt: at}, nil
+}
+
+// record returns what the metadata says of a record. Names that cannot be read
+// are left out; a record without a name is none.
+func (h husk) record() (imageref.Record, error) {
+	r := imageref.Record{
+		Platform: h.Platform, Layers: h.Layers, EncryptedLayers: h.EncryptedLayers, LayerBytes: h.LayerBytes,
+	}
+	var err error
+	if r.Manifest, err = imageref.ParseManifestDigest(h.Manifest); err != nil {
+		return imageref.Record{}, err
+	}
+	r.StorageID = imageref.RecordID(r.Manifest)
+	if r.ConfigDigest, err = imageref.ParseConfigDigest(h.Config); err != nil {
+		return imageref.Record{}, err
+	}
+	for _, index := range h.Indexes {
+		d, err := imageref.ParseManifestDigest(index)
+		if err != nil {
+			return imageref.Record{}, err
+		}
+		r.Indexes = append(r.Indexes, d)
+	}
+	if r.References, err = h.references(); len(r.References) == 0 {
+		return imageref.Record{}, fmt.Errorf("no name can be read: %w", errors.Join(err, errNameless))
+	}
+	return r, nil
+}
+
+var errNameless = errors.New("the record has no name")
 
 // Names of big data items, as containers/image's storage transport reads them.
 const (
@@ -168,6 +226,9 @@ func (m metadata) halfMade(img *storage.Image) error {
 	for key, sizes := range signatures {
 		total := int64(0)
 		for _, size := range sizes {
+			if size < 0 {
+				return fmt.Errorf("record %s: %s has a signature of %d bytes", img.ID, key, size)
+			}
 			total += int64(size)
 		}
 		if total > 0 && img.BigDataSizes[key] != total {

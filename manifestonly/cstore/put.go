@@ -32,6 +32,12 @@ func (s *Store) Put(ctx context.Context, img manifestonly.Image) (imageref.Recor
 	}
 	defer release()
 	id := imageref.RecordID(img.Manifest.Digest)
+	// Whose tag it is now: records change their names only under the lock.
+	before, err := s.view(ctx)
+	if err != nil {
+		return imageref.Record{}, err
+	}
+	others := before.tagged(id, img.Pulled.Reference)
 	old, oldMeta, err := s.find(id)
 	switch {
 	case err == nil:
@@ -46,8 +52,10 @@ func (s *Store) Put(ctx context.Context, img manifestonly.Image) (imageref.Recor
 	}
 	// The tag is dropped elsewhere only now: had this been interrupted, two
 	// records would have it and the later pull would win.
-	if err := s.demoteOthers(ctx, id, img.Pulled.Reference); err != nil {
-		return imageref.Record{}, err
+	for _, other := range others {
+		if err := s.demote(other, img.Pulled.Reference); err != nil {
+			return imageref.Record{}, err
+		}
 	}
 	return s.Get(ctx, id)
 }
@@ -59,25 +67,18 @@ func describe(img manifestonly.Image, old *metadata) metadata {
 		Version:         version,
 		Manifest:        manifest.String(),
 		Config:          img.ConfigDigest.String(),
-		Platform:        platformName(img),
+		Platform:        manifestonly.PlatformOf(img.Parsed),
 		Layers:          img.Layers,
 		EncryptedLayers: img.EncryptedLayers,
 		LayerBytes:      img.LayerBytes,
 	}
 	var refs []imageref.PulledReference
 	if old != nil {
-		var err error
-		if refs, err = old.Husk.references(); err != nil {
-			refs = nil // names that cannot be read are no names; this pull mends that
-		}
-		h.Indexes = slices.Clone(old.Husk.Indexes)
+		refs, _ = old.Husk.references() // names that cannot be read are no names; this pull drops them
+		h.Indexes = old.Husk.Indexes
 	}
 	h.References = encodeReferences(refset.Merge(refs, img.Pulled, manifestonly.MaxReferences))
-	for _, index := range img.Indexes {
-		if d := index.Digest.String(); !slices.Contains(h.Indexes, d) && len(h.Indexes) < maxIndexes {
-			h.Indexes = append(h.Indexes, d)
-		}
-	}
+	h.Indexes = mergeIndexes(h.Indexes, img.Indexes)
 	meta := metadata{Husk: h}
 	if len(img.Signatures) > 0 {
 		meta.SignatureSizes = sizes(img.Signatures)
@@ -86,13 +87,26 @@ func describe(img manifestonly.Image, old *metadata) metadata {
 	return meta
 }
 
-func platformName(img manifestonly.Image) string {
-	p := img.Parsed
-	name := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		name += "/" + p.Variant
+// mergeIndexes returns the indexes of a record after a pull: those of the pull
+// first, outermost first, as far as there is room for them.
+func mergeIndexes(old []string, pulled []manifestonly.Blob) []string {
+	room := maxIndexes - len(old)
+	var merged []string
+	for _, index := range pulled {
+		d := index.Digest.String()
+		if known := slices.Contains(old, d); known || room > 0 {
+			merged = append(merged, d)
+			if !known {
+				room--
+			}
+		}
 	}
-	return name
+	for _, d := range old {
+		if !slices.Contains(merged, d) {
+			merged = append(merged, d)
+		}
+	}
+	return merged
 }
 
 // create makes a new record. containers/storage holds its own lock for the whole
@@ -120,23 +134,33 @@ func (s *Store) create(id imageref.StorageID, img manifestonly.Image) error {
 	return nil
 }
 
+// seedPrefix starts the name of a directory in which data is made ready. It is no
+// image ID, so CRI-O leaves it alone; checkOrphans finds it.
+const seedPrefix = ".husk-"
+
 // seed puts the big data where containers/storage will write it again, before
 // the image exists. Should the process die inside CreateImage, the half record
 // can be read, and CRI-O, which fails to list any image when one of them cannot
-// be read, goes on. Nothing depends on it but that: a file that is left alone
-// (no image was made) is overwritten by the next pull, or collected when CRI-O
-// starts.
+// be read, goes on. Nothing depends on it but that: data that is left alone
+// (no image was made) is replaced by the next pull, removed by Check, or collected
+// when CRI-O starts. It appears whole, or it could not be told from a directory that
+// CRI-O is about to fill. The caller holds the lock, and there is no such image.
 func (s *Store) seed(id imageref.StorageID, list []item) error {
-	dir := filepath.Join(s.images, id.String())
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	for _, it := range list {
-		if err := ioutils.AtomicWriteFile(filepath.Join(dir, fileName(it.key)), it.data, 0o600); err != nil {
+	ready, dir := filepath.Join(s.images, seedPrefix+id.String()), filepath.Join(s.images, id.String())
+	for _, left := range []string{ready, dir} {
+		if err := os.RemoveAll(left); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := os.MkdirAll(ready, 0o700); err != nil {
+		return err
+	}
+	for _, it := range list {
+		if err := ioutils.AtomicWriteFile(filepath.Join(ready, fileName(it.key)), it.data, 0o600); err != nil {
+			return err
+		}
+	}
+	return os.Rename(ready, dir)
 }
 
 // fileName is how containers/storage names the file of a big data item.
@@ -196,21 +220,34 @@ func (s *Store) has(img *storage.Image, it item) bool {
 	return err == nil && bytes.Equal(data, it.data)
 }
 
-// demoteOthers takes the tag from every other record that had it.
-func (s *Store) demoteOthers(ctx context.Context, keep imageref.StorageID, tag imageref.Reference) error {
-	return s.each(ctx, func(img *storage.Image, meta *metadata) error {
-		if img.ID == keep.String() {
-			return nil
+// tagged returns the other records, whole or half, that have the tag.
+func (v *view) tagged(keep imageref.StorageID, tag imageref.Reference) []string {
+	var ids []string
+	for id, e := range v.entries {
+		if _, changed := refset.Demote(e.refs, tag); changed && id != keep.String() {
+			ids = append(ids, id)
 		}
-		refs, err := meta.Husk.references()
-		rest, changed := refset.Demote(refs, tag)
-		if err != nil || !changed { // one without a readable name does not have this one
-			return nil //nolint:nilerr // the other record is not what is being stored
-		}
-		meta.Husk.References = encodeReferences(rest)
-		if err := s.setMetadata(img.ID, *meta); err != nil && !errdefs.Is(err, errdefs.NotFound) {
-			return err
-		}
+	}
+	return ids
+}
+
+// demote takes the tag from a record that had it. The caller holds the lock.
+func (s *Store) demote(id string, tag imageref.Reference) error {
+	storageID, err := imageref.ParseStorageID(id)
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "write record "+id, err)
+	}
+	_, meta, err := s.find(storageID)
+	if errdefs.Is(err, errdefs.NotFound) { // CRI-O removed it meanwhile
 		return nil
-	})
+	} else if err != nil {
+		return err
+	}
+	refs, _ := meta.Husk.references()
+	rest, _ := refset.Demote(refs, tag)
+	meta.Husk.References = encodeReferences(rest)
+	if err := s.setMetadata(id, *meta); err != nil && !errdefs.Is(err, errdefs.NotFound) {
+		return err
+	}
+	return nil
 }

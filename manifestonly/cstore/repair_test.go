@@ -131,11 +131,19 @@ func TestDamagedRecordIsMended(t *testing.T) {
 			path := filepath.Join(p.images, rec.StorageID.String(), fileName(rec.ConfigDigest.String()))
 			g.Expect(damage(path)).To(Succeed())
 
-			_, err = p.Get(t.Context(), rec.StorageID)
+			fresh, err := Open(p.opts) // it has read nothing while all was well
+			g.Expect(err).NotTo(HaveOccurred())
+			_, err = fresh.Get(t.Context(), rec.StorageID)
 			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.NotFound), "%v", err)
-			g.Expect(p.List(t.Context())).To(BeEmpty())
-			g.Expect(p.Put(t.Context(), storetest.Make(t, spec))).To(Equal(rec))
+			g.Expect(fresh.List(t.Context())).To(BeEmpty())
+			g.Expect(p.Put(t.Context(), storetest.Make(t, spec))).To(Equal(rec), "a pull mends it")
+			g.Expect(fresh.List(t.Context())).To(HaveLen(1), "seen at once")
+
 			g.Expect(damage(path)).To(Succeed())
+			report, err := p.Check(t.Context(), CheckOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(kinds(report)).To(Equal([]string{"damaged-data left"}))
+			g.Expect(p.List(t.Context())).To(BeEmpty(), "what was found damaged is not shown any more")
 			g.Expect(p.Repair(t.Context())).To(Equal(1))
 			p.sound(t)
 		})

@@ -29,8 +29,29 @@ type target struct {
 
 // fail returns an error of the given kind about the target.
 func (t target) fail(kind errdefs.Kind, doing string, err error) error {
-	return errdefs.New(kind, doing+" "+t.ref.String()+" from registry "+t.ref.Registry(), t.credentials.Scrub(err))
+	return errdefs.New(kind, doing+" "+t.ref.String()+" from registry "+t.ref.Registry(), scrubHelper(t.credentials.Scrub(err)))
 }
+
+// helperOutput finds what a credential helper printed, in the text of the error
+// that docker-credential-helpers makes of a helper that fails.
+var helperOutput = regexp.MustCompile("(?s)(error (?:getting|listing) credentials - err: [^`]*out: `).*`")
+
+// scrubHelper removes the output of a credential helper from an error: one that
+// fails may have printed the secret before. The chain behind err stays.
+func scrubHelper(err error) error {
+	if err == nil || !helperOutput.MatchString(err.Error()) {
+		return err
+	}
+	return &helperError{helperOutput.ReplaceAllString(err.Error(), "${1}REDACTED`"), err}
+}
+
+type helperError struct {
+	text string
+	err  error
+}
+
+func (h *helperError) Error() string { return h.text }
+func (h *helperError) Unwrap() error { return h.err }
 
 // mapped returns an error of containers/image with its kind.
 func (t target) mapped(ctx context.Context, doing string, err error) error {
@@ -38,6 +59,10 @@ func (t target) mapped(ctx context.Context, doing string, err error) error {
 		// What the library says of a broken-off request is noise; why it was
 		// broken off is the reason.
 		return t.fail(errdefs.KindOf(ctx.Err()), doing, ctx.Err())
+	}
+	var why *cut
+	if errors.As(err, &why) {
+		return t.fail(why.kind, doing, why)
 	}
 	return t.fail(kindOf(err), doing, err)
 }
@@ -113,11 +138,25 @@ func isNetwork(err error) bool {
 // unexpectedHTTPResponseError, a 4xx reply without a body it understands.
 var statusPattern = regexp.MustCompile(`(?:^|: )StatusCode: ([45][0-9]{2}), "`)
 
+// ofUpstream returns the part of an error that is about the registry in the name:
+// containers/image puts the failures of the mirrors before it, as text, and these
+// must not decide what kind of failure it is.
+func ofUpstream(err error) error {
+	for strings.Contains(err.Error(), "(Mirrors also failed: ") {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+	return err
+}
+
 // kindOfText is the one place where an error is told by its text: for these,
 // containers/image v5.36 has no type that others can see. Its tests make each of
 // them through the library, so that a new wording is noticed.
 func kindOfText(err error) (errdefs.Kind, bool) {
-	text := err.Error()
+	text := ofUpstream(err).Error()
 	// Harbor and registry.redhat.io say NOT_FOUND where the protocol has
 	// MANIFEST_UNKNOWN; containers/image reads such a code as "unknown".
 	var reply errcode.Error
@@ -128,18 +167,8 @@ func kindOfText(err error) (errdefs.Kind, bool) {
 		code, err := strconv.Atoi(m[1])
 		return kindOfStatus(code), err == nil
 	}
-	for _, known := range []struct {
-		text string
-		kind errdefs.Kind
-	}{
-		// internal/iolimits.ReadAtMost
-		{"exceeded maximum allowed size of ", errdefs.TooLarge},
-		// internal/image.UnparsedImage.Manifest
-		{"Manifest does not match provided manifest digest ", errdefs.DigestMismatch},
-	} {
-		if strings.Contains(text, known.text) {
-			return known.kind, true
-		}
+	if strings.Contains(text, "exceeded maximum allowed size of ") { // internal/iolimits.ReadAtMost
+		return errdefs.TooLarge, true
 	}
 	return errdefs.Internal, false
 }

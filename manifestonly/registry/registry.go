@@ -6,20 +6,17 @@ package registry
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"net"
-	"os"
-	"path/filepath"
+	"fmt"
+	"time"
 
 	"github.com/containers/image/v5/docker"
 	"github.com/containers/image/v5/docker/reference"
-	"github.com/containers/image/v5/image"
 	"github.com/containers/image/v5/pkg/shortnames"
 	"github.com/containers/image/v5/pkg/sysregistriesv2"
-	"github.com/containers/image/v5/signature"
 	"github.com/containers/image/v5/types"
 
 	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/internal/imagesource"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
@@ -29,6 +26,9 @@ import (
 type Config struct {
 	// AuthFile holds credentials for pulls that bring none (crio.conf global_auth_file).
 	AuthFile string
+	// NamespacedAuthDir is where crio-credential-provider leaves auth files for one
+	// pull each (crio.conf namespaced_auth_dir, in CRI-O newer than 1.34.0); "" for none.
+	NamespacedAuthDir string
 	// PolicyPath is the signature policy (crio.conf signature_policy).
 	PolicyPath string
 	// PolicyDir holds <namespace>.json, which replaces PolicyPath for the pods of
@@ -44,28 +44,65 @@ type Config struct {
 	// asked without checking certificates, by plain HTTP if need be (crio.conf
 	// insecure_registries). As in CRI-O, 127.0.0.0/8 always is.
 	InsecureRegistries []string
+	// ShortNameMode is what becomes of a short name that may mean several images:
+	// [ShortNamesEnforcing] refuses it; "" and "disabled" try them all, as CRI-O
+	// 1.34.0 does, which has no such setting.
+	ShortNameMode string
+	// ProgressTimeout cuts off a pull that makes no progress for that long (crio.conf
+	// pull_progress_timeout); 0 is 30 s.
+	ProgressTimeout time.Duration
+	// UntrustedNetwork says that whoever runs the network, such as a tenant in the
+	// network namespace of a pod, may answer for any address. Where a connection is
+	// not verified (insecure), the node's own credentials are then not used; those of
+	// the request are. Zero: the host's network.
+	UntrustedNetwork bool
 	// UserAgent that registries see; "" is the default of containers/image.
 	UserAgent string
 }
 
-// Source reads from registries.
+// ShortNamesEnforcing is the Config.ShortNameMode that refuses ambiguous names
+// (crio.conf short_name_mode, the default of CRI-O newer than 1.34.0).
+const ShortNamesEnforcing = "enforcing"
+
+// Source reads from registries. Every pull has connections and tokens of its own:
+// one connection per registry and one token, used for all requests of that pull
+// and gone with it. Nothing is shared between pulls, so no credential ever profits
+// from what another one was given, and a revoked one ends with its last pull.
 type Source struct {
 	config   Config
 	insecure insecure
+	steps    stepper
+	authFile string // of the one pull this Source is for; "" for the node's
 }
 
-var _ manifestonly.Source = (*Source)(nil)
+var (
+	_ manifestonly.Source  = (*Source)(nil)
+	_ manifestonly.Starter = (*Source)(nil)
+)
 
 // New returns a Source. It reads no file: each pull sees policy, auth file and
-// certificates as they then are. registries.conf is read once per process, by
-// containers/image, as in a CRI-O that is not told to reload.
+// certificates as they then are. registries.conf is kept by containers/image, once
+// per process; see [Source.Reload].
 func New(config Config) *Source {
-	return &Source{config: config, insecure: parseInsecure(config.InsecureRegistries)}
+	return &Source{
+		config:   config,
+		insecure: parseInsecure(config.InsecureRegistries),
+		steps:    stepper{guard: guard{progress: config.ProgressTimeout}},
+	}
+}
+
+// Reload reads registries.conf and its drop-ins again, as CRI-O does on SIGHUP.
+// When they are not valid it says so, and what was read before stays in force.
+func (s *Source) Reload() error {
+	if _, err := sysregistriesv2.TryUpdatingCache(s.systemContext()); err != nil {
+		return errdefs.New(errdefs.InvalidArgument, "reload registries.conf", err)
+	}
+	return nil
 }
 
 // systemContext returns what containers/image takes as configuration.
 func (s *Source) systemContext() *types.SystemContext {
-	return &types.SystemContext{
+	sys := &types.SystemContext{
 		AuthFilePath:                s.config.AuthFile,
 		SignaturePolicyPath:         s.config.PolicyPath,
 		SystemRegistriesConfPath:    s.config.RegistriesConf,
@@ -74,6 +111,10 @@ func (s *Source) systemContext() *types.SystemContext {
 		DockerPerHostCertDirPath:    s.config.CertsD,
 		DockerRegistryUserAgent:     s.config.UserAgent,
 	}
+	if s.authFile != "" {
+		sys.AuthFilePath = s.authFile
+	}
+	return sys
 }
 
 // Resolve implements [manifestonly.Source]. As in CRI-O, a short name stands for
@@ -86,6 +127,10 @@ func (s *Source) Resolve(_ context.Context, name string) ([]imageref.Reference, 
 	resolved, err := shortnames.Resolve(sys, name)
 	if err != nil {
 		return nil, errdefs.New(errdefs.InvalidArgument, op, err)
+	}
+	if n := len(resolved.PullCandidates); n > 1 && s.config.ShortNameMode == ShortNamesEnforcing {
+		return nil, errdefs.Newf(errdefs.InvalidArgument, op,
+			"short_name_mode is %q, and the name may mean %d images: write the registry into the name", ShortNamesEnforcing, n)
 	}
 	refs := make([]imageref.Reference, 0, len(resolved.PullCandidates))
 	for _, candidate := range resolved.PullCandidates {
@@ -112,28 +157,48 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, access manife
 	if registry != nil && registry.Blocked {
 		return nil, t.fail(errdefs.Unsupported, "pull", errors.New("the registry is blocked by registries.conf"))
 	}
+	dockerRef, err := dockerReference(ref)
+	if err != nil {
+		return nil, t.fail(errdefs.InvalidArgument, "pull", err)
+	}
 	policy, err := s.policy(sys, access.Namespace)
 	if err != nil {
 		return nil, t.fail(errdefs.KindOf(err), "read signature policy", err)
 	}
+	var src types.ImageSource
+	err = s.steps.step(ctx, t, "pull", func(ctx context.Context) error {
+		src, err = dockerRef.NewImageSource(ctx, sys)
+		return err
+	})
+	if err != nil {
+		_ = policy.Destroy() // frees memory; the reason to say is the other one
+		return nil, err
+	}
+	return imagesource.New(ref, src, policy, runner{s.steps, t}), nil
+}
+
+// runner runs the steps of one Remote.
+type runner struct {
+	steps  stepper
+	target target
+}
+
+// Step implements imagesource.Runner.
+func (r runner) Step(ctx context.Context, doing string, fn func(context.Context) error) error {
+	return r.steps.step(ctx, r.target, doing, fn)
+}
+
+// Fail implements imagesource.Runner.
+func (r runner) Fail(kind errdefs.Kind, doing string, err error) error {
+	return r.target.fail(kind, doing, err)
+}
+
+func dockerReference(ref imageref.Reference) (types.ImageReference, error) {
 	named, err := reference.ParseNormalizedNamed(ref.String())
 	if err != nil {
-		return nil, t.fail(errdefs.InvalidArgument, "pull", err)
+		return nil, fmt.Errorf("parse reference: %w", err)
 	}
-	dockerRef, err := docker.NewReference(named)
-	if err != nil {
-		return nil, t.fail(errdefs.InvalidArgument, "pull", err)
-	}
-	src, err := dockerRef.NewImageSource(ctx, sys)
-	if err != nil {
-		return nil, errors.Join(t.mapped(ctx, "pull", err), policy.Destroy())
-	}
-	return &remote{
-		target:    t,
-		src:       src,
-		policy:    policy,
-		instances: map[imageref.ManifestDigest]*image.UnparsedImage{},
-	}, nil
+	return docker.NewReference(named)
 }
 
 // authorise returns the configuration for one pull of one registry.
@@ -143,78 +208,24 @@ func (s *Source) authorise(ctx context.Context, t target, access manifestonly.Ac
 	if err != nil {
 		return nil, t.fail(errdefs.InvalidArgument, "pull", err)
 	}
-	if token := access.Credentials.IdentityToken; username != "" || token != "" {
-		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: username, Password: password, IdentityToken: token}
-	}
 	sys.DockerBearerRegistryToken = access.Credentials.RegistryToken
-	if s.insecure.has(ctx, t.ref.Registry()) {
+	identity := access.Credentials.IdentityToken
+	// An empty DockerAuthConfig beside a registry token is not in vain: without one
+	// containers/image sends the token to the mirrors too, whoever runs them.
+	if username != "" || identity != "" || sys.DockerBearerRegistryToken != "" {
+		sys.DockerAuthConfig = &types.DockerAuthConfig{IdentityToken: identity}
+		if username != "" { // as CRI-O: a password without a name is none
+			sys.DockerAuthConfig.Username, sys.DockerAuthConfig.Password = username, password
+		}
+	}
+	// The look-up is no step: a name server that hangs costs the time of one, no more.
+	lookup, cancel := context.WithTimeout(ctx, s.steps.guard.limit())
+	defer cancel()
+	if s.insecure.has(lookup, t.ref.Registry()) {
 		sys.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
 	}
+	if err := s.withhold(sys, t.ref); err != nil {
+		return nil, t.fail(errdefs.KindOf(err), "pull", err)
+	}
 	return sys, nil
-}
-
-// policy returns the signature policy for a namespace.
-func (s *Source) policy(sys *types.SystemContext, namespace string) (*signature.PolicyContext, error) {
-	if namespace != "" && s.config.PolicyDir != "" {
-		// A namespace with a slash could choose any file of the node as its policy.
-		if filepath.Base(namespace) != namespace || namespace == ".." {
-			return nil, errdefs.Newf(errdefs.InvalidArgument, "namespace policy", "invalid namespace %q", namespace)
-		}
-		path := filepath.Join(s.config.PolicyDir, namespace+".json")
-		switch _, err := os.Stat(path); {
-		case err == nil:
-			sys.SignaturePolicyPath = path
-		case !errors.Is(err, fs.ErrNotExist):
-			return nil, err
-		}
-	}
-	policy, err := signature.DefaultPolicy(sys)
-	if err != nil {
-		return nil, err
-	}
-	return signature.NewPolicyContext(policy)
-}
-
-// insecure is the parsed list of insecure registries.
-type insecure struct {
-	hosts    map[string]bool
-	networks []*net.IPNet
-}
-
-func parseInsecure(list []string) insecure {
-	in := insecure{hosts: map[string]bool{}}
-	for _, entry := range append([]string{"127.0.0.0/8"}, list...) {
-		if _, network, err := net.ParseCIDR(entry); err == nil {
-			in.networks = append(in.networks, network)
-		} else {
-			in.hosts[entry] = true
-		}
-	}
-	return in
-}
-
-// has reports whether the registry (host[:port]) is insecure. A host that cannot
-// be looked up, as behind a proxy, is in no network.
-func (in insecure) has(ctx context.Context, registry string) bool {
-	if in.hosts[registry] {
-		return true
-	}
-	host, _, err := net.SplitHostPort(registry)
-	if err != nil {
-		host = registry // no port
-	}
-	addrs := []net.IP{net.ParseIP(host)}
-	if addrs[0] == nil {
-		if addrs, err = net.DefaultResolver.LookupIP(ctx, "ip", host); err != nil {
-			return false
-		}
-	}
-	for _, addr := range addrs {
-		for _, network := range in.networks {
-			if network.Contains(addr) {
-				return true
-			}
-		}
-	}
-	return false
 }

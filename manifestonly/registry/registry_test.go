@@ -46,6 +46,8 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
+func chmodExecutable(path string) error { return os.Chmod(path, 0o700) }
+
 func (n *node) write(t *testing.T, name, content string) string {
 	t.Helper()
 	path := filepath.Join(n.dir, name)

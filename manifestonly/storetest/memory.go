@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/internal/refset"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -19,9 +21,20 @@ type Memory struct {
 	mu      sync.Mutex
 	records map[imageref.StorageID]imageref.Record
 	inUse   map[imageref.StorageID]bool
+	blobs   map[imageref.StorageID]map[digest.Digest]held
 }
 
-var _ manifestonly.Store = (*Memory)(nil)
+// held is one blob of a record.
+type held struct {
+	data []byte
+	// through is set for an index: the repositories it came through.
+	through []string
+}
+
+var (
+	_ manifestonly.Store  = (*Memory)(nil)
+	_ manifestonly.Holder = (*Memory)(nil)
+)
 
 // SetInUse makes the record look as if a container was made from it, or no more.
 func (m *Memory) SetInUse(id imageref.StorageID, inUse bool) {
@@ -42,10 +55,18 @@ func (m *Memory) Put(ctx context.Context, img manifestonly.Image) (imageref.Reco
 	defer m.mu.Unlock()
 	if m.records == nil {
 		m.records = map[imageref.StorageID]imageref.Record{}
+		m.blobs = map[imageref.StorageID]map[digest.Digest]held{}
 	}
 	record := img.Record()
 	old := m.records[record.StorageID]
 	record.References = refset.Merge(old.References, img.Pulled, manifestonly.MaxReferences)
+	for _, index := range old.Indexes {
+		if !slices.Contains(record.Indexes, index) {
+			record.Indexes = append(record.Indexes, index)
+			record.StoredBytes += int64(len(m.blobs[record.StorageID][index.Digest()].data))
+		}
+	}
+	m.hold(record.StorageID, img)
 	for id, other := range m.records {
 		if id == record.StorageID {
 			continue
@@ -57,6 +78,35 @@ func (m *Memory) Put(ctx context.Context, img manifestonly.Image) (imageref.Reco
 	}
 	m.records[record.StorageID] = record
 	return record, nil
+}
+
+// hold keeps the blobs of an image. The caller holds mu.
+func (m *Memory) hold(id imageref.StorageID, img manifestonly.Image) {
+	blobs := m.blobs[id]
+	if blobs == nil {
+		blobs = map[digest.Digest]held{}
+		m.blobs[id] = blobs
+	}
+	blobs[img.Manifest.Digest.Digest()] = held{data: img.Manifest.Bytes}
+	blobs[img.ConfigDigest.Digest()] = held{data: img.Config}
+	for _, index := range img.Indexes {
+		d := index.Digest.Digest()
+		blobs[d] = held{index.Bytes, append(blobs[d].through, img.Pulled.Reference.Repository())}
+	}
+}
+
+// Blob implements [manifestonly.Holder].
+func (m *Memory) Blob(_ context.Context, repository string, d digest.Digest) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, r := range m.records {
+		b, ok := m.blobs[id][d]
+		pulled := slices.ContainsFunc(r.References, func(p imageref.PulledReference) bool { return p.Reference.Repository() == repository })
+		if ok && pulled && (b.through == nil || slices.Contains(b.through, repository)) {
+			return slices.Clone(b.data), nil
+		}
+	}
+	return nil, errdefs.Newf(errdefs.NotFound, "read "+d.String(), "no record of %s has it", repository)
 }
 
 // Get implements [manifestonly.Reader].
@@ -95,6 +145,7 @@ func (m *Memory) Remove(ctx context.Context, id imageref.StorageID) error {
 		return errdefs.New(errdefs.InUse, "record "+id.String()+" is in use", nil)
 	}
 	delete(m.records, id)
+	delete(m.blobs, id)
 	return nil
 }
 

@@ -40,6 +40,11 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		"many writers":             concurrent,
 		"a caller that gave up":    canceled,
 		"signatures come and go":   signatures,
+		"indexes are kept":         indexesKept,
+		"the last name in use":     lastNameInUse,
+		"a list is the caller's":   listIsTheCallers,
+		"blobs by repository":      blobs,
+		"blobs of nested indexes":  nestedBlobs,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, start(t)) })
 	}

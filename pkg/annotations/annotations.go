@@ -2,6 +2,8 @@
 // ones of CRI-O and Kata that it relies on.
 package annotations
 
+import "strings"
+
 // Annotations of CRI-O and Kata (CRI-O pkg/annotations; Kata kata_agent.go
 // handleImageGuestPullBlockVolume and rootfs/virtual_volume.rs).
 const (
@@ -14,6 +16,8 @@ const (
 	CRIOContainerType = "io.kubernetes.cri-o.ContainerType"
 	// CRIOResolvPath is the host path of the pod's resolv.conf.
 	CRIOResolvPath = "io.kubernetes.cri-o.ResolvPath"
+	// CRIORuntimeHandler on a sandbox is its runtime handler.
+	CRIORuntimeHandler = "io.kubernetes.cri-o.RuntimeHandler"
 
 	// ContainerTypeSandbox is the value of CRIOContainerType for a pause container.
 	ContainerTypeSandbox = "sandbox"
@@ -44,3 +48,38 @@ const (
 	// array of absolute paths.
 	ImageVolumes = Prefix + "image-volumes"
 )
+
+// crioPrefix starts most annotations of CRI-O, those that a pod may set among them.
+const crioPrefix = "io.kubernetes.cri-o."
+
+// Reserved reports whether a guest-pull pod and its containers must not set key, as an
+// annotation or as a label. CRI-O writes those of a request into the runtime spec after
+// its own, so that a pod could otherwise say of itself what front, shim and Kata take
+// CRI-O's word for: which sandbox it is in, whether it is a pause container, which
+// image it runs, where its resolv.conf and its network are. [RuntimeHandler] is Husk's
+// only key that is not reserved.
+func Reserved(key string) bool {
+	if strings.HasPrefix(key, Prefix) {
+		return key != RuntimeHandler
+	}
+	switch key {
+	case "io.container.manager", "io.kubernetes.cri.container-type", "io.kubernetes.cri.image-name", "io.kubernetes.cri.sandbox-id":
+		return true // the last three are containerd's; Kata reads them too
+	}
+	name, ok := strings.CutPrefix(key, crioPrefix)
+	if !ok {
+		return false
+	}
+	if name, _, ok := strings.Cut(name, "."); ok && name == "IP" {
+		return true // IP.0, IP.1, ...
+	}
+	switch name { // CRI-O 1.34, pkg/annotations/internal.go, and two that only it writes
+	case "Annotations", "CNIResult", "CgroupParent", "ContainerID", "ContainerName", "ContainerType", "Created",
+		"HostName", "HostNetwork", "HostnamePath", "IP", "Image", "ImageName", "ImageRef", "KubeName", "Labels",
+		"LogPath", "Metadata", "MountPoint", "Name", "Namespace", "NamespaceOptions", "PlatformRuntimePath",
+		"PortMappings", "PrivilegedRuntime", "ResolvPath", "RuntimeHandler", "SandboxID", "SandboxName",
+		"SeccompProfilePath", "ShmPath", "Spoofed", "Stdin", "StdinOnce", "TTY", "Volumes":
+		return true
+	}
+	return false
+}

@@ -75,6 +75,8 @@ func TestRedact(t *testing.T) {
 		"bearer eyJhbGciOi.J9.x was refused":                           "bearer REDACTED was refused",
 		"redirected to https://t.io/done#access_token=hunter2":         "redirected to https://t.io/done#REDACTED",
 		"https://u:hunter2@%zz/ is bad":                                "https://REDACTED is bad",
+		`pull "alice:hunter2@reg.io:5000/app:1" failed`:                `pull "REDACTED@reg.io:5000/app:1" failed`,
+		"pull reg.io:5000/app:1@sha256:00ff: gone":                     "pull reg.io:5000/app:1@sha256:00ff: gone",
 		"https://reg.io/v2/a?digest=sha256:00, then more":              "https://reg.io/v2/a?digest=sha256%3A00, then more",
 	} {
 		g := NewWithT(t)

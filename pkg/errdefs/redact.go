@@ -13,6 +13,9 @@ var (
 	urlPattern = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>]+`)
 	// authPattern finds an HTTP authorization value.
 	authPattern = regexp.MustCompile(`(?i)\b(basic|bearer)\s+[A-Za-z0-9._~+/=-]{6,}`)
+	// userPattern finds user:password@host as people write it in front of an image
+	// name. What is before the @ of a pinned reference looks the same.
+	userPattern = regexp.MustCompile(`[^\s"'/@<>]+:[^\s"'/@<>]+@[^\s"'/@<>]+`)
 )
 
 // safeQuery lists the query parameters of the distribution and token protocols
@@ -33,7 +36,18 @@ func Redact(text string) string {
 	if strings.Contains(text, "://") {
 		text = urlPattern.ReplaceAllStringFunc(text, redactURL)
 	}
+	if strings.Contains(text, "@") {
+		text = userPattern.ReplaceAllStringFunc(text, redactUser)
+	}
 	return authPattern.ReplaceAllString(text, "$1 "+redacted)
+}
+
+func redactUser(raw string) string {
+	at := strings.LastIndex(raw, "@")
+	if strings.HasPrefix(raw[at+1:], "sha256:") || strings.HasPrefix(raw[at+1:], "sha512:") {
+		return raw // tag@digest
+	}
+	return redacted + raw[at:]
 }
 
 func redactURL(raw string) string {

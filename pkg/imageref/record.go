@@ -40,12 +40,12 @@ func (r Record) ImageID() ImageID { return r.ConfigDigest.ImageID() }
 // PulledReference is one name by which a record was pulled.
 type PulledReference struct {
 	// Reference is what was asked for, fully qualified: repo:tag, or repo@digest.
-	Reference Reference
+	Reference Reference `json:"reference"`
 	// Digest is what the registry resolved it to: the digest of the index where
 	// there is one, else of the manifest. repo@Digest is the pinned reference.
-	Digest ManifestDigest
+	Digest ManifestDigest `json:"digest"`
 	// PulledAt is the time of the last successful pull by this reference.
-	PulledAt time.Time
+	PulledAt time.Time `json:"pulled_at"`
 }
 
 // Pinned returns repo@digest of the reference.

@@ -28,11 +28,11 @@ func pulledOn(ref string, digest ManifestDigest, minute int) PulledReference {
 	}
 }
 
-func record(m, config string, user string, refs ...PulledReference) Record {
+func record(m, config string, refs ...PulledReference) Record {
 	return Record{
 		StorageID: RecordID(manifest(m)), Manifest: manifest(m), References: refs,
 		ConfigDigest: must(ParseConfigDigest("sha256:" + strings.Repeat(config, 64))),
-		Image:        imgspec.Image{Config: imgspec.ImageConfig{User: user, Labels: map[string]string{"k": "v"}}},
+		Image:        imgspec.Image{Config: imgspec.ImageConfig{Labels: map[string]string{"k": "v"}}},
 		StoredBytes:  1234, Layers: 3, EncryptedLayers: 2, LayerBytes: 1 << 30,
 	}
 }
@@ -40,9 +40,9 @@ func record(m, config string, user string, refs ...PulledReference) Record {
 func TestResolve(t *testing.T) {
 	t.Parallel()
 	index := manifest("9")
-	one := record("1", "a", "", pulledOn("reg/app:1", index, 1))
-	two := record("2", "a", "", pulledOn("reg/app:2", manifest("2"), 2), pulledOn("reg/other:1", manifest("2"), 3))
-	three := record("3", "b", "")
+	one := record("1", "a", pulledOn("reg/app:1", index, 1))
+	two := record("2", "a", pulledOn("reg/app:2", manifest("2"), 2), pulledOn("reg/other:1", manifest("2"), 3))
+	three := record("3", "b")
 	three.ConfigDigest = must(ParseConfigDigest("sha256:" + "aab" + strings.Repeat("b", 61)))
 	records := []Record{one, two, three}
 	for _, c := range []struct {
@@ -77,7 +77,7 @@ func TestResolve(t *testing.T) {
 		NewWithT(t).Expect(ids).To(Equal(want), c.text)
 		NewWithT(t).Expect(got.By.IsZero()).To(Equal(len(want) == 0 || !strings.Contains(c.text, "/")), c.text)
 	}
-	four := record("4", "d", "")
+	four := record("4", "d")
 	four.ConfigDigest = must(ParseConfigDigest("sha256:" + "aab" + strings.Repeat("c", 61)))
 	NewWithT(t).Expect(Resolve([]Record{three, four}, NewQuery("aab", nil)).Records).To(BeEmpty(), "ambiguous")
 	own := NewQuery(two.StorageID.String(), nil)
@@ -87,8 +87,8 @@ func TestResolve(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	t.Parallel()
-	plain := record("1", "a", "", pulledOn("reg/plain:1", manifest("1"), 5))
-	secret := record("2", "a", "", pulledOn("reg/secret:1", manifest("2"), 1), pulledOn("reg/copy:1", manifest("2"), 2))
+	plain := record("1", "a", pulledOn("reg/plain:1", manifest("1"), 5))
+	secret := record("2", "a", pulledOn("reg/secret:1", manifest("2"), 1), pulledOn("reg/copy:1", manifest("2"), 2))
 	for ask, want := range map[string]string{
 		"reg/plain:1":                          "docker.io/reg/plain:1",
 		"reg/secret:1":                         "docker.io/reg/secret:1",

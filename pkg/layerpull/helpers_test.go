@@ -150,15 +150,23 @@ func (r *testRegistry) rewrite(t *testing.T, s images.Summary, change func(*imgs
 	m.Config = r.putBlob(t, m.Config.MediaType, data)
 	data, err = json.Marshal(m)
 	g.Expect(err).NotTo(HaveOccurred())
+	ref := r.putManifest(t, m.MediaType, data)
+	r.reset()
+	return ref
+}
+
+// putManifest stores a manifest or an index and returns its reference.
+func (r *testRegistry) putManifest(t *testing.T, mediaType string, data []byte) imageref.Reference {
+	t.Helper()
+	g := NewWithT(t)
 	d := digest.FromBytes(data)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, r.url("manifests", d), bytes.NewReader(data))
 	g.Expect(err).NotTo(HaveOccurred())
-	req.Header.Set("Content-Type", m.MediaType)
+	req.Header.Set("Content-Type", mediaType)
 	resp, err := http.DefaultClient.Do(req)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(resp.Body.Close()).To(Succeed())
 	g.Expect(resp.StatusCode).To(Equal(http.StatusCreated))
-	r.reset()
 	return r.ref(t, d)
 }
 

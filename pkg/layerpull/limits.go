@@ -17,6 +17,9 @@ const (
 	// would not make two cores faster, and each costs buffers.
 	parallelLayers = 3
 
+	// maxIndexDepth bounds the indexes between a reference and its manifest, as
+	// manifestonly.MaxIndexDepth does on the host: what is accepted there runs here.
+	maxIndexDepth = 3
 	// maxManifestBytes and maxConfigBytes bound what is read whole into memory;
 	// a size in a descriptor is the registry's claim. They are the host side's.
 	maxManifestBytes = 4 << 20

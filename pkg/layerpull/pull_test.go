@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/big"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	. "github.com/onsi/gomega"
+	"github.com/opencontainers/image-spec/specs-go"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/husk-cri/husk/internal/testkit/images"
@@ -361,4 +363,34 @@ func list(t *testing.T, dir string) []string {
 		names = append(names, e.Name())
 	}
 	return names
+}
+
+// TestNestedIndexes: what the host accepts, the sandbox follows as deep, and no deeper.
+func TestNestedIndexes(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	reg := newRegistry(t)
+	ref, summary := reg.push(t, images.Spec{Layers: []images.Layer{oneFile("/secret")}})
+	descriptor := imgspec.Descriptor{MediaType: imgspec.MediaTypeImageManifest}
+	for depth := 1; depth <= maxIndexDepth+1; depth++ {
+		g := NewWithT(t)
+		var inner json.RawMessage
+		reg.get(t, "manifests", ref.Digest().Digest(), &inner)
+		descriptor.Digest, descriptor.Size = ref.Digest().Digest(), int64(len(inner))
+		descriptor.Platform = &imgspec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+		data, err := json.Marshal(imgspec.Index{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imgspec.MediaTypeImageIndex, Manifests: []imgspec.Descriptor{descriptor},
+		})
+		g.Expect(err).NotTo(HaveOccurred())
+		ref = reg.putManifest(t, imgspec.MediaTypeImageIndex, data)
+		descriptor.MediaType = imgspec.MediaTypeImageIndex
+		if depth > maxIndexDepth {
+			expectRefused(t, ref, reg.config(t), errdefs.NotAnImage)
+			continue
+		}
+		img, err := Pull(t.Context(), ref, newStore(t), reg.config(t))
+		g.Expect(err).NotTo(HaveOccurred(), "depth %d", depth)
+		g.Expect(img.Manifest.Digest()).To(Equal(summary.Instances[0].Manifest))
+		g.Expect(read(t, img.LayerDirs[0], "secret")).To(Equal(marker))
+	}
 }

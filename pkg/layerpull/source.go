@@ -127,7 +127,10 @@ func (s *source) manifest(ctx context.Context) (blob []byte, instance *digest.Di
 	if err != nil {
 		return nil, nil, err
 	}
-	if manifest.MIMETypeIsMultiImage(mediaType) {
+	for depth := 0; manifest.MIMETypeIsMultiImage(mediaType); depth++ {
+		if depth == maxIndexDepth {
+			return nil, nil, errdefs.Newf(errdefs.NotAnImage, "read index", "indexes nested deeper than %d are not supported", maxIndexDepth)
+		}
 		list, err := manifest.ListFromBlob(blob, mediaType)
 		if err != nil {
 			return nil, nil, errdefs.New(errdefs.NotAnImage, "read index", err)

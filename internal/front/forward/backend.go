@@ -8,18 +8,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 const (
-	// DefaultMaxMessageBytes is CRI-O's own default (grpc_max_recv_msg_size). It
-	// stops one message, broken or hostile, from filling the front's memory.
-	DefaultMaxMessageBytes = 80 << 20
 	// maxBackoff bounds the pause between attempts to reach CRI-O, so that a node
 	// is back within seconds of a CRI-O restart.
 	maxBackoff = time.Second
@@ -29,23 +30,18 @@ const (
 	// receiveWindow is what CRI-O may send ahead on a call, in bytes: a list of a
 	// few thousand containers, which would otherwise stop every 64 KiB to ask.
 	receiveWindow = 4 << 20
+	// pingAfter is how long CRI-O may say nothing on a connection with calls under
+	// way before it is asked whether it lives. A call without a deadline would
+	// otherwise hang for ever on a CRI-O that was stopped. CRI-O runs with gRPC's
+	// defaults, which close a connection that pings more than once in five minutes
+	// (too_many_pings) and any that pings without calls.
+	pingAfter = 6 * time.Minute
+	// pingTimeout is how long the answer may take until the connection counts as dead.
+	pingTimeout = 20 * time.Second
 	// bufferBytes is the size of each connection's read and write buffer. A list is
 	// hundreds of kilobytes; gRPC's default of 32 KiB makes many system calls of it.
 	bufferBytes = 128 << 10
 )
-
-// Options tune a [Backend]. The zero value is right for a default CRI-O.
-type Options struct {
-	// MaxMessageBytes bounds each message in each direction. Zero: [DefaultMaxMessageBytes].
-	MaxMessageBytes int
-}
-
-func (o Options) maxMessageBytes() int {
-	if o.MaxMessageBytes <= 0 {
-		return DefaultMaxMessageBytes
-	}
-	return o.MaxMessageBytes
-}
 
 // Backend is CRI-O behind the front. It connects when it is first needed and
 // again whenever the connection is lost; meanwhile calls fail with Unavailable
@@ -54,12 +50,14 @@ type Backend struct {
 	socket  string
 	conn    *grpc.ClientConn
 	options Options
+	web     *http.Transport
+	live    liveStreams
 }
 
 // NewBackend returns the backend that listens on the unix socket with the given
 // absolute path. It need not listen yet.
 func NewBackend(socket string, options Options) (*Backend, error) {
-	limit := options.maxMessageBytes()
+	options = options.withDefaults()
 	conn, err := grpc.NewClient("unix:"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -68,31 +66,38 @@ func NewBackend(socket string, options Options) (*Backend, error) {
 		}),
 		// Whether to repeat a call is the client's decision, not the front's.
 		grpc.WithDisableRetry(),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: options.pingAfter, Timeout: options.pingTimeout}),
 		grpc.WithInitialWindowSize(receiveWindow),
 		grpc.WithInitialConnWindowSize(receiveWindow),
 		grpc.WithReadBufferSize(bufferBytes),
 		grpc.WithWriteBufferSize(bufferBytes),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(codec{}),
-			grpc.MaxCallRecvMsgSize(limit),
-			grpc.MaxCallSendMsgSize(limit),
+			grpc.MaxCallRecvMsgSize(options.MaxSendBytes),
+			grpc.MaxCallSendMsgSize(options.MaxRecvBytes),
 		),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: %w", socket, err)
 	}
-	return &Backend{socket: socket, conn: conn, options: options}, nil
+	b := &Backend{socket: socket, conn: conn, options: options}
+	b.web = b.webTransport()
+	return b, nil
 }
 
-// Close gives up the connection; calls under way fail.
-func (b *Backend) Close() error { return b.conn.Close() }
+// Close gives up the connections; calls under way fail.
+func (b *Backend) Close() error {
+	b.web.CloseIdleConnections()
+	return b.conn.Close()
+}
 
 // Call makes a unary call with the encoded request and returns the encoded
 // answer. The metadata of the call that ctx belongs to is sent along; what the
 // backend sends back as headers and trailers is dropped. Errors are the
-// backend's own.
+// backend's own, or Unavailable with the reason when it does not answer.
 func (b *Backend) Call(ctx context.Context, method string, request []byte) ([]byte, error) {
-	answer, err := b.call(ctx, method, request)
+	var header, trailer metadata.MD
+	answer, err := b.call(ctx, method, request, &header, &trailer)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +108,7 @@ func (b *Backend) Call(ctx context.Context, method string, request []byte) ([]by
 // trailers are passed on to it. The answer has not been copied.
 func (b *Backend) Relay(stream grpc.ServerStream, method string, request []byte) (*Frame, error) {
 	var header, trailer metadata.MD
-	answer, err := b.call(stream.Context(), method, request, grpc.Header(&header), grpc.Trailer(&trailer))
+	answer, err := b.call(stream.Context(), method, request, &header, &trailer)
 	stream.SetTrailer(trailer)
 	if headerErr := stream.SetHeader(header); err == nil && headerErr != nil {
 		err = headerErr
@@ -111,10 +116,11 @@ func (b *Backend) Relay(stream grpc.ServerStream, method string, request []byte)
 	return answer, err
 }
 
-func (b *Backend) call(ctx context.Context, method string, request []byte, opts ...grpc.CallOption) (*Frame, error) {
+func (b *Backend) call(ctx context.Context, method string, request []byte, header, trailer *metadata.MD) (*Frame, error) {
 	answer := new(Frame)
-	if err := b.conn.Invoke(outgoing(ctx), method, NewFrame(request), answer, opts...); err != nil {
-		return nil, err
+	err := b.conn.Invoke(outgoing(ctx), method, NewFrame(request), answer, grpc.Header(header), grpc.Trailer(trailer))
+	if err != nil {
+		return nil, b.explain(err, *header, *trailer)
 	}
 	return answer, nil
 }
@@ -130,15 +136,17 @@ func outgoing(ctx context.Context) context.Context {
 }
 
 // Forward passes a call of any kind on as it is, frame by frame: a frame is read
-// only after the one before it has been sent.
+// only after the one before it has been sent, so that a client that does not read
+// holds the backend up instead of filling the front's memory.
 func (b *Backend) Forward(stream grpc.ServerStream) error {
-	up, cancel, err := b.open(stream)
+	ctx, cancel := context.WithCancel(outgoing(stream.Context()))
+	defer cancel()
+	up, err := b.open(ctx, stream)
 	if err != nil {
 		return err
 	}
-	defer cancel()
 	go upload(stream, up, cancel)
-	return download(stream, up, func(f *Frame) (*Frame, error) { return f, nil })
+	return b.download(stream, up, func(f *Frame) (*Frame, error) { return f, nil })
 }
 
 // Edit changes one encoded message of a server stream. It is called for each
@@ -146,20 +154,22 @@ func (b *Backend) Forward(stream grpc.ServerStream) error {
 type Edit func(message []byte) ([]byte, error)
 
 // ForwardEdited makes a server-streaming call with the encoded request and
-// passes every answer through edit.
+// passes every answer through edit. When serving ends it is cut before calls of
+// other kinds are: a stream of events never ends by itself.
 func (b *Backend) ForwardEdited(stream grpc.ServerStream, request []byte, edit Edit) error {
-	up, cancel, err := b.open(stream)
+	ctx, cancel := b.live.track(outgoing(stream.Context()))
+	defer cancel()
+	up, err := b.open(ctx, stream)
 	if err != nil {
 		return err
 	}
-	defer cancel()
 	// An error of SendMsg is only a hint; RecvMsg has the reason.
 	if err := up.SendMsg(NewFrame(request)); err == nil {
 		if err := up.CloseSend(); err != nil {
 			return err
 		}
 	}
-	return download(stream, up, func(f *Frame) (*Frame, error) {
+	err = b.download(stream, up, func(f *Frame) (*Frame, error) {
 		var message []byte
 		if f != nil {
 			message = f.Bytes()
@@ -170,21 +180,23 @@ func (b *Backend) ForwardEdited(stream grpc.ServerStream, request []byte, edit E
 		}
 		return NewFrame(edited), nil
 	})
+	if err != nil && errors.Is(context.Cause(ctx), errCut) {
+		return status.Error(codes.Unavailable, errCut.Error())
+	}
+	return err
 }
 
-// open starts the backend's half of a call. cancel ends it.
-func (b *Backend) open(stream grpc.ServerStream) (grpc.ClientStream, context.CancelFunc, error) {
+// open starts the backend's half of a call; ctx ends it.
+func (b *Backend) open(ctx context.Context, stream grpc.ServerStream) (grpc.ClientStream, error) {
 	method, ok := grpc.MethodFromServerStream(stream)
 	if !ok {
-		return nil, nil, errors.New("forward: the call has no method")
+		return nil, errors.New("forward: the call has no method")
 	}
-	ctx, cancel := context.WithCancel(outgoing(stream.Context()))
 	up, err := b.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
 	if err != nil {
-		cancel()
-		return nil, nil, err
+		return nil, b.explain(err, nil, nil)
 	}
-	return up, cancel, nil
+	return up, nil
 }
 
 // upload passes the client's frames on until there are no more. It ends with
@@ -212,9 +224,10 @@ func upload(stream grpc.ServerStream, up grpc.ClientStream, cancel context.Cance
 
 // download passes the backend's headers, frames, trailers and status on to the
 // client. edit sees every frame, and nil after the last.
-func download(stream grpc.ServerStream, up grpc.ClientStream, edit func(*Frame) (*Frame, error)) error {
+func (b *Backend) download(stream grpc.ServerStream, up grpc.ClientStream, edit func(*Frame) (*Frame, error)) error {
 	// An error here comes again, with its details, from RecvMsg.
-	if header, err := up.Header(); err == nil && len(header) > 0 {
+	header, err := up.Header()
+	if err == nil && len(header) > 0 {
 		if err := stream.SendHeader(header); err != nil {
 			return err
 		}
@@ -226,7 +239,7 @@ func download(stream grpc.ServerStream, up grpc.ClientStream, edit func(*Frame) 
 			if errors.Is(err, io.EOF) {
 				return send(stream, nil, edit)
 			}
-			return err
+			return b.explain(err, header, up.Trailer())
 		}
 		if err := send(stream, f, edit); err != nil {
 			return err

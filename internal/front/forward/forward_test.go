@@ -8,10 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +33,11 @@ const (
 	failMethod   = "/future.v9.FutureService/Fail"
 	waitMethod   = "/future.v9.FutureService/Wait"
 	streamMethod = "/future.v9.FutureService/Chat"
+	slowMethod   = "/future.v9.FutureService/Slow"
+	busyMethod   = "/future.v9.FutureService/Busy"
+	floodMethod  = "/future.v9.FutureService/Flood"
+	// floodBytes is the size of each message of a flood.
+	floodBytes = 1 << 20
 )
 
 // fakeCRIO is a real gRPC server with methods of its own, and HTTP on request.
@@ -40,10 +45,24 @@ type fakeCRIO struct {
 	seen     chan metadata.MD
 	deadline chan bool
 	canceled chan error
+	slow     atomic.Pointer[chan struct{}] // slowMethod answers when it is closed
+	flood    atomic.Bool                   // eventsMethod floods
+	sent     atomic.Int64                  // messages of a flood that gRPC has taken
 }
 
 func newFakeCRIO() *fakeCRIO {
-	return &fakeCRIO{make(chan metadata.MD, 256), make(chan bool, 256), make(chan error, 256)}
+	return &fakeCRIO{seen: make(chan metadata.MD, 256), deadline: make(chan bool, 256), canceled: make(chan error, 256)}
+}
+
+// pour sends until the call ends.
+func (f *fakeCRIO) pour(stream grpc.ServerStream) error {
+	message := wrapperspb.Bytes(make([]byte, floodBytes))
+	for {
+		if err := stream.SendMsg(message); err != nil {
+			return err
+		}
+		f.sent.Add(1)
+	}
 }
 
 func (f *fakeCRIO) handle(_ any, stream grpc.ServerStream) error {
@@ -60,6 +79,21 @@ func (f *fakeCRIO) handle(_ any, stream grpc.ServerStream) error {
 			return err
 		}
 		return failed.Err()
+	case busyMethod:
+		return status.Error(codes.Unavailable, "the runtime is busy")
+	case slowMethod:
+		<-*f.slow.Load()
+		if err := stream.RecvMsg(new(wrapperspb.BytesValue)); err != nil {
+			return err
+		}
+		return stream.SendMsg(bytesOf("slow"))
+	case floodMethod:
+		return f.pour(stream)
+	case eventsMethod:
+		if f.flood.Load() {
+			return f.pour(stream)
+		}
+		fallthrough
 	case waitMethod:
 		<-stream.Context().Done()
 		f.canceled <- stream.Context().Err()
@@ -216,7 +250,7 @@ func TestBackendDownAndBack(t *testing.T) {
 	}
 	err := call()
 	g.Expect(status.Code(err)).To(Equal(codes.Unavailable))
-	g.Expect(err.Error()).To(ContainSubstring(socket))
+	g.Expect(err).To(MatchError(ContainSubstring("CRI-O does not answer on " + socket + ": ")))
 
 	stop := crio.start(t, socket)
 	g.Eventually(call, "5s", "50ms").Should(Succeed())
@@ -227,17 +261,31 @@ func TestBackendDownAndBack(t *testing.T) {
 	g.Eventually(call, "5s", "50ms").Should(Succeed())
 }
 
-func TestMessageLimit(t *testing.T) {
+func TestMessageLimits(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	crio := newFakeCRIO()
 	socket := filepath.Join(t.TempDir(), "crio.sock")
 	crio.start(t, socket)
-	conn := dial(t, front(t, socket, forward.Options{MaxMessageBytes: 1 << 10}))
-	// One byte under the limit in, over the limit back.
-	for size, want := range map[int]codes.Code{512: codes.OK, 2 << 10: codes.ResourceExhausted, 1<<10 - 4: codes.ResourceExhausted} {
-		err := conn.Invoke(t.Context(), echoMethod, bytesOf(strings.Repeat("x", size)), new(wrapperspb.BytesValue))
-		g.Expect(status.Code(err)).To(Equal(want), "%d bytes: %v", size, err)
+	both := forward.Options{MaxSendBytes: 1 << 10, MaxRecvBytes: 1 << 10}
+	// The echo is 5 bytes longer than what is sent, and both have 3 bytes around them.
+	for _, c := range []struct {
+		options forward.Options
+		size    int
+		want    codes.Code
+	}{
+		{both, 512, codes.OK},
+		{both, 2 << 10, codes.ResourceExhausted},
+		{both, 1<<10 - 4, codes.ResourceExhausted}, // one byte under the limit in, over the limit back
+		{forward.Options{MaxRecvBytes: 1 << 10}, 1<<10 - 4, codes.OK},
+		{forward.Options{MaxRecvBytes: 1 << 10}, 2 << 10, codes.ResourceExhausted},
+		{forward.Options{MaxSendBytes: 1 << 10}, 512, codes.OK},
+		{forward.Options{MaxSendBytes: 1 << 10}, 1<<10 - 4, codes.ResourceExhausted},
+		{forward.Options{MaxSendBytes: 4 << 10, MaxRecvBytes: 1 << 10}, 1<<10 - 4, codes.OK},
+		{forward.Options{}, 1 << 20, codes.OK},
+	} {
+		err := dial(t, front(t, socket, c.options)).Invoke(t.Context(), echoMethod, bytesOf(strings.Repeat("x", c.size)), new(wrapperspb.BytesValue))
+		g.Expect(status.Code(err)).To(Equal(c.want), "%d bytes, %+v: %v", c.size, c.options, err)
 	}
 }
 
@@ -261,43 +309,6 @@ func TestManyFramesAreNotMixedUp(t *testing.T) {
 	}
 }
 
-func TestHTTPOnTheSameSocket(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	socket := filepath.Join(t.TempDir(), "crio.sock")
-	own := front(t, socket, forward.Options{})
-	client := &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", own)
-		},
-	}}
-	get := func(path string) (int, string) {
-		answer, err := client.Get("http://crio" + path)
-		g.Expect(err).NotTo(HaveOccurred())
-		defer func() { g.Expect(answer.Body.Close()).To(Succeed()) }()
-		body, err := io.ReadAll(answer.Body)
-		g.Expect(err).NotTo(HaveOccurred())
-		return answer.StatusCode, string(body)
-	}
-	code, body := get("/info")
-	g.Expect(code).To(Equal(http.StatusServiceUnavailable))
-	g.Expect(body).To(ContainSubstring(socket))
-
-	listener, err := net.Listen("unix", socket)
-	g.Expect(err).NotTo(HaveOccurred())
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = fmt.Fprint(w, "crio:", r.URL.Path)
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
-	for _, path := range []string{"/info", "/containers/abc", "/info"} { // kept alive
-		code, body = get(path)
-		g.Expect(code).To(Equal(http.StatusOK))
-		g.Expect(body).To(Equal("crio:" + path))
-	}
-	client.CloseIdleConnections()
-}
-
 func TestGarbageIsClosed(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -313,31 +324,4 @@ func TestGarbageIsClosed(t *testing.T) {
 	g.Expect(err).NotTo(MatchError(os.ErrDeadlineExceeded))
 	// Others are served on.
 	g.Expect(conn.Invoke(t.Context(), echoMethod, bytesOf(""), new(wrapperspb.BytesValue))).To(Succeed())
-}
-
-func TestServeEndsWithCallsUnderWay(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	crio := newFakeCRIO()
-	backend := filepath.Join(t.TempDir(), "crio.sock")
-	crio.start(t, backend)
-	b, err := forward.NewBackend(backend, forward.Options{})
-	g.Expect(err).NotTo(HaveOccurred())
-	socket := filepath.Join(t.TempDir(), "front.sock")
-	listener, err := net.Listen("unix", socket)
-	g.Expect(err).NotTo(HaveOccurred())
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	handler := func(_ any, stream grpc.ServerStream) error { return b.Forward(stream) }
-	go func() { done <- b.Serve(ctx, listener, handler, slog.New(slog.DiscardHandler)) }()
-	conn := dial(t, socket)
-	failed := make(chan error, 1)
-	go func() {
-		failed <- conn.Invoke(t.Context(), waitMethod, bytesOf(""), new(wrapperspb.BytesValue))
-	}()
-	<-crio.seen
-	cancel()
-	g.Eventually(done, "10s").Should(Receive(Succeed()))
-	g.Eventually(failed, "10s").Should(Receive(HaveOccurred()))
-	g.Expect(b.Close()).To(Succeed())
 }

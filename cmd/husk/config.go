@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/internal/crioconf"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// configView is the effective configuration as husk config shows it to scripts.
+type configView struct {
+	config.Config
+	// Files were read, in this order; Origins says which of them set a key.
+	Files   []string          `json:"files"`
+	Origins map[string]string `json:"origins"`
+}
+
+func configCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "config",
+		Usage:     "show the effective configuration, or check it and CRI-O's",
+		UsageText: "husk config [--check] [--format text|json|TEMPLATE]",
+		Description: "Without options, prints husk.toml with its drop-ins and defaults as one file, each key with what it " +
+			"does and where its value comes from.\n\n" +
+			"With --check, reads crio.conf and its drop-ins too, and prints what is wrong with either, a problem a line: " +
+			"FILE: key: what is wrong: what to do. Exits 0 only if nothing is. " +
+			"CRI-O's own flags and CONTAINER_* variables, which win over its files, are not seen.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "check", Usage: "check the configuration, and CRI-O's as far as Husk depends on it"},
+			formatFlag(formatText),
+		},
+		Before: noArgs,
+		Action: func(c *cli.Context) error {
+			loaded := config.Read(c.String("config"))
+			if c.Bool("check") {
+				return showProblems(c, checkAll(loaded))
+			}
+			if err := loaded.Err(); err != nil {
+				return err
+			}
+			view := configView{Config: loaded.Config, Files: append([]string{}, loaded.Files...), Origins: loaded.Origins}
+			if view.Handlers == nil {
+				view.Handlers = map[string]config.Handler{} // {} in JSON, not null
+			}
+			return show(c, view, func(w io.Writer) error { return config.Render(w, loaded) })
+		},
+	}
+}
+
+// showProblems fails when there are any.
+func showProblems(c *cli.Context, problems []config.Problem) error {
+	err := show(c, problems, func(w io.Writer) error {
+		for _, p := range problems {
+			if _, err := fmt.Fprintln(w, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil || len(problems) == 0 {
+		return err
+	}
+	return errdefs.Newf(errdefs.InvalidArgument, "check configuration", "problems found: %d", len(problems))
+}
+
+// checkAll finds what is wrong with husk.toml, with crio.conf, and with the two together.
+func checkAll(loaded config.Loaded) []config.Problem {
+	problems := append([]config.Problem{}, loaded.Problems...)
+	if loaded.Partial { // where CRI-O's configuration is, or what else was said, is not known
+		return problems
+	}
+	system, err := systemStorage()
+	if err != nil {
+		problems = append(problems, config.Problem{
+			File: "storage.conf", What: err.Error(), Remedy: "mend the file, containers-storage.conf(5): CRI-O does not start", Fatal: true,
+		})
+	}
+	crio, err := crioconf.Load(loaded.Config.CrioConfig, loaded.Config.CrioConfigDir, system)
+	if err != nil {
+		return append(problems, asProblem(err, loaded.Config.CrioConfigDir))
+	}
+	problems = append(problems, crioconf.Check(crio)...)
+	return append(problems, config.Check(loaded, crio)...)
+}
+
+// asProblem returns the problem in err, or one of file.
+func asProblem(err error, file string) config.Problem {
+	var p config.Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	return config.Problem{File: file, What: err.Error(), Remedy: "mend it: husk does not start", Fatal: true}
+}

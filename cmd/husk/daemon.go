@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+
+	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/internal/crioconf"
+	"github.com/husk-cri/husk/internal/front"
+	"github.com/husk-cri/husk/internal/logging"
+	"github.com/husk-cri/husk/internal/metrics"
+	"github.com/husk-cri/husk/internal/podpull"
+	"github.com/husk-cri/husk/internal/tracing"
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/cstore"
+	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/imageref"
+)
+
+// daemon is what the front works with while husk serves: the store, and the settings
+// as they were last read.
+type daemon struct {
+	path    string // of husk.toml
+	store   *cstore.Store
+	now     atomic.Pointer[settings]
+	flights manifestonly.Flights
+	level   slog.LevelVar
+	log     *slog.Logger
+	metrics *metrics.Metrics
+	tracer  *tracing.Tracer // nil when CRI-O does not trace
+}
+
+var (
+	_ front.Handlers     = (*daemon)(nil)
+	_ front.Puller       = (*daemon)(nil)
+	_ front.PlacedPuller = (*daemon)(nil)
+	_ front.Held         = (*daemon)(nil)
+	_ front.Names        = (*daemon)(nil)
+	_ front.Tracer       = (*daemon)(nil)
+)
+
+// Handler implements front.Handlers.
+func (d *daemon) Handler(name string) (front.Handler, bool) {
+	s := d.now.Load()
+	conf, ok := s.crio.Handlers[name]
+	own := s.config.Handlers[name]
+	return front.Handler{
+		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !s.config.PinDigest(name),
+		PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
+	}, ok
+}
+
+// Default implements front.Handlers.
+func (d *daemon) Default() string { return d.now.Load().crio.DefaultRuntime }
+
+// GuestPull implements front.Handlers.
+func (d *daemon) GuestPull() []string { return d.now.Load().crio.GuestPullHandlers() }
+
+// Resolve implements front.Names.
+func (d *daemon) Resolve(ctx context.Context, name string) ([]imageref.Reference, error) {
+	return d.now.Load().source.Resolve(ctx, name)
+}
+
+// Pull implements front.Puller. Pulls that are the same in everything share one.
+func (d *daemon) Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error) {
+	s := d.now.Load()
+	return d.pull(ctx, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
+		return manifestonly.Pull(ctx, req, s.source, d.store)
+	})
+}
+
+// PullAt implements front.PlacedPuller: in the pod's network and cgroup, or in the
+// cgroup that separate_pull_cgroup names.
+func (d *daemon) PullAt(ctx context.Context, at front.Place, req manifestonly.Request) (manifestonly.Result, error) {
+	s := d.now.Load()
+	place, err := placeOf(at, s.crio.Image.SeparatePullCgroup)
+	if err != nil {
+		return manifestonly.Result{}, err
+	}
+	return d.pull(ctx, place, req, func(ctx context.Context) (manifestonly.Result, error) {
+		return s.placed(d.store).Pull(ctx, place, req)
+	})
+}
+
+// placeOf finds where a pull runs. A pod's own cgroup wins over separate_pull_cgroup.
+func placeOf(at front.Place, separate string) (podpull.Place, error) {
+	if len(at.Sandbox) > 0 {
+		return podpull.FromRuntimeSpec(at.Sandbox)
+	}
+	cgroup, err := podpull.SeparateCgroup(separate, at.CgroupParent)
+	return podpull.Place{Cgroup: cgroup}, err
+}
+
+func (d *daemon) pull(ctx context.Context, place podpull.Place, req manifestonly.Request,
+	pull func(context.Context) (manifestonly.Result, error),
+) (result manifestonly.Result, err error) {
+	ctx, end := d.tracer.Pull(ctx, tracing.Pull{Image: req.Name, Namespace: req.Namespace})
+	defer func() { end(result.Stats.Requests, result.Stats.Bytes, err) }()
+	return d.flights.Do(ctx, d.flights.Key(req, fmt.Sprintf("%q", place)), pull)
+}
+
+// PullHeld implements front.Held.
+func (d *daemon) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref.Reference) (manifestonly.Result, error) {
+	return manifestonly.Pull(ctx, manifestonly.Request{Name: ref.String()}, d.store.Held(id), d.store)
+}
+
+// Trace implements front.Tracer.
+func (d *daemon) Trace(stream grpc.ServerStream, method string) (grpc.ServerStream, func(error)) {
+	return d.tracer.Trace(stream, method)
+}
+
+// frontConfig is what the front is told of the settings.
+func (s settings) frontConfig() front.Config {
+	return front.Config{
+		Backend:        s.backend(),
+		DefaultHandler: s.config.DefaultHandler,
+		AssumeHandler:  s.config.AssumeHandler,
+		MaxPulls:       s.config.MaxPulls,
+		PullTimeout:    s.config.PullTimeout.Duration,
+		SeparatePull:   s.crio.Image.SeparatePullCgroup != "",
+		MaxSendBytes:   s.crio.GRPC.MaxSendBytes,
+		MaxRecvBytes:   s.crio.GRPC.MaxRecvBytes,
+	}
+}
+
+// use makes s the settings of every call that begins from now on.
+func (d *daemon) use(s settings) error {
+	for _, p := range s.problems {
+		if p.Fatal {
+			return errdefs.New(errdefs.InvalidArgument, "configuration", p)
+		}
+	}
+	if err := logging.SetLevel(&d.level, s.config.LogLevel); err != nil {
+		return err
+	}
+	d.now.Store(&s)
+	return nil
+}
+
+// warn tells the log what is wrong with the settings but does not stop husk.
+func (d *daemon) warn(ctx context.Context) {
+	for _, p := range d.now.Load().problems {
+		d.log.WarnContext(ctx, "configuration", "problem", p.Error())
+	}
+}
+
+// reload reads both configurations and registries.conf again. When any of them is
+// wrong, everything stays as it was.
+func (d *daemon) reload(ctx context.Context, server *front.Server) (err error) {
+	defer func() { d.metrics.Reloaded(err) }()
+	old := d.now.Load()
+	next, err := readSettings(d.path)
+	if err != nil {
+		return err
+	}
+	if err := next.source.Reload(); err != nil {
+		return err
+	}
+	if err := d.use(next); err != nil {
+		return err
+	}
+	server.Reconfigure(next.frontConfig())
+	d.metrics.SetHandlers(next.crio.GuestPullHandlers())
+	later := append(config.Diff(old.config, next.config), crioconf.Diff(old.crio, next.crio)...)
+	if len(later) > 0 {
+		d.log.WarnContext(ctx, "some changes take effect when husk is restarted", "keys", later)
+	}
+	d.warn(ctx)
+	return nil
+}

@@ -1,0 +1,206 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/netutil"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+const (
+	// socketMode lets root and the socket's group read metrics: names of handlers
+	// and counts are not for every user of the node.
+	socketMode = 0o660
+	// maxConnections bounds the scrapers at once, against a local user who opens
+	// connections and keeps them.
+	maxConnections = 16
+	// maxHeaderBytes bounds a request's headers; a scrape has a few hundred bytes.
+	maxHeaderBytes = 16 << 10
+	// readTimeout bounds how slowly a request may arrive, against slow-loris clients.
+	readTimeout = 5 * time.Second
+	// writeTimeout bounds one answer, against a client that does not read it.
+	writeTimeout = 30 * time.Second
+	// idleTimeout closes connections that a scraper left open.
+	idleTimeout = 2 * time.Minute
+	// closeTimeout bounds how long a stop waits for scrapes under way.
+	closeTimeout = 2 * time.Second
+	// retryPeriod is the pause between attempts to bind a port that is in use:
+	// during an upgrade the husk before this one still holds it.
+	retryPeriod = time.Second
+)
+
+const unixScheme = "unix://"
+
+// address is a checked listening address.
+type address struct{ network, value string }
+
+// parseAddress accepts "unix:///path" and a loopback IP address with a port.
+func parseAddress(addr string) (address, error) {
+	op := fmt.Sprintf("metrics address %q", addr)
+	if path, ok := strings.CutPrefix(addr, unixScheme); ok {
+		if !filepath.IsAbs(path) || strings.HasSuffix(path, "/") {
+			return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "the path of the socket is not absolute")
+		}
+		return address{"unix", filepath.Clean(path)}, nil
+	}
+	// A name is refused: what it resolves to is not this file's to say.
+	tcp, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "it is neither unix:///path nor a loopback IP:port")
+	}
+	if !tcp.Addr().IsLoopback() {
+		return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "metrics have no authentication: only loopback addresses are allowed")
+	}
+	return address{"tcp", tcp.String()}, nil
+}
+
+// CheckAddress refuses what [Metrics.Serve] could never listen on.
+func CheckAddress(addr string) error {
+	_, err := parseAddress(addr)
+	return err
+}
+
+// Serve answers on addr, "unix:///path" or a loopback "IP:port", until ctx is done.
+// Any other address is errdefs.InvalidArgument. A socket at the path is replaced,
+// in use or not: the husk after this one takes it over the same way. A port in use
+// is waited for.
+func (m *Metrics) Serve(ctx context.Context, addr string) error {
+	at, err := parseAddress(addr)
+	if err != nil {
+		return err
+	}
+	listener, cleanup, err := m.listen(ctx, at)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return errdefs.New(errdefs.KindOf(err), "serve metrics on "+addr, err)
+	}
+	server := &http.Server{
+		Handler:           m.Handler(),
+		ReadHeaderTimeout: readTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		// What a broken client sent is not worth an operator's log.
+		ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(netutil.LimitListener(listener, maxConnections)) }()
+	select {
+	case err := <-ended:
+		cleanup()
+		return errdefs.New(errdefs.Internal, "serve metrics on "+addr, err)
+	case <-ctx.Done():
+	}
+	cleanup() // while the listener lives, so that its inode is still its own
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := server.Shutdown(stop); err != nil {
+		// A scrape that is still under way is cut off.
+		return server.Close()
+	}
+	return nil
+}
+
+// listen binds the address. cleanup removes what listening left behind.
+func (m *Metrics) listen(ctx context.Context, at address) (net.Listener, func(), error) {
+	if at.network == "unix" {
+		return m.listenUnix(ctx, at.value)
+	}
+	for told := false; ; told = true {
+		l, err := new(net.ListenConfig).Listen(ctx, at.network, at.value)
+		if err == nil {
+			return l, func() {}, nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return nil, nil, err
+		}
+		if !told {
+			m.log.WarnContext(ctx, "the metrics address is in use: waiting for it", "address", at.value)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-time.After(retryPeriod):
+		}
+	}
+}
+
+// listenUnix makes the socket beside its place and renames it there: the mode is
+// right before anybody can find it, and there is no moment without a socket.
+func (m *Metrics) listenUnix(ctx context.Context, path string) (_ net.Listener, _ func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, nil, err
+	}
+	fresh := path + ".new"
+	for _, p := range []string{path, fresh} {
+		if err := socketOrNothing(p); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", fresh)
+	if err != nil {
+		return nil, nil, err
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // it would remove the name it no longer has
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close(), os.RemoveAll(fresh))
+		}
+	}()
+	if err := os.Chmod(fresh, socketMode); err != nil {
+		return nil, nil, err
+	}
+	mine, err := os.Lstat(fresh)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return nil, nil, err
+	}
+	return l, func() { m.removeOwn(ctx, path, mine) }, nil
+}
+
+// socketOrNothing refuses a path at which there is anything but a socket.
+func socketOrNothing(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return errdefs.Newf(errdefs.InvalidArgument, "listen on "+path, "there is a file that is no socket")
+	}
+	return nil
+}
+
+// removeOwn removes the socket unless another process has taken its place.
+func (m *Metrics) removeOwn(ctx context.Context, path string, mine fs.FileInfo) {
+	if now, err := os.Lstat(path); err != nil || !os.SameFile(now, mine) {
+		return
+	}
+	if err := os.Remove(path); err != nil {
+		m.log.WarnContext(ctx, "remove the metrics socket", "path", path, "error", err)
+	}
+}

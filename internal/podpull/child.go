@@ -1,0 +1,109 @@
+package podpull
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/manifestonly/registry"
+	"github.com/husk-cri/husk/pkg/errdefs"
+)
+
+// order is what a child is asked to fetch.
+type order struct {
+	Name        string              `json:"name"`
+	Credentials secrets             `json:"credentials"`
+	Namespace   string              `json:"namespace,omitempty"`
+	Platform    imgspec.Platform    `json:"platform"`
+	Limits      manifestonly.Limits `json:"limits"`
+	Registry    registry.Config     `json:"registry"`
+	Environment []string            `json:"environment,omitempty"`
+	Known       []blob              `json:"known,omitempty"`
+}
+
+// secrets are credentials that a JSON encoder does not hide: they are for the pipe to
+// the child and nothing else.
+type secrets manifestonly.Credentials
+
+// blob is content that the parent's store has from a repository.
+type blob struct {
+	Repository string        `json:"repository"`
+	Digest     digest.Digest `json:"digest"`
+	Bytes      []byte        `json:"bytes"`
+}
+
+// answer is what a child has fetched.
+type answer struct {
+	Image manifestonly.Image `json:"image"`
+	Stats manifestonly.Stats `json:"stats"`
+}
+
+// inherited reports whether a child gets a variable of the daemon's environment:
+// those that choose proxies, and those by which containers/image and crypto/x509
+// find the node's files. Without the latter a child would read another policy or
+// other credentials than the daemon does.
+func inherited(name string) bool {
+	switch strings.ToUpper(name) {
+	case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY":
+		return true
+	}
+	switch name {
+	case "HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR":
+		return true
+	}
+	return false
+}
+
+// Environment returns those of the variables, "name=value", that a child gets.
+func Environment(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return !inherited(name)
+	})
+}
+
+// RunChild is the body of a child that fetches; see [sandbox.Serve].
+func RunChild(ctx context.Context, in io.Reader, out io.Writer) error {
+	return sandbox.Serve(ctx, in, out, fetch)
+}
+
+func fetch(ctx context.Context, o order) (answer, error) {
+	for _, variable := range o.Environment {
+		// Before anything looks: net/http reads the proxies once.
+		name, value, _ := strings.Cut(variable, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return answer{}, errdefs.New(errdefs.Internal, "pull "+o.Name, fmt.Errorf("set %s: %w", name, err))
+		}
+	}
+	img, stats, err := manifestonly.Fetch(ctx, manifestonly.Request{
+		Name:        o.Name,
+		Credentials: manifestonly.Credentials(o.Credentials),
+		Namespace:   o.Namespace,
+		Platform:    o.Platform,
+		Limits:      o.Limits,
+	}, registry.New(o.Registry), held(o.Known))
+	return answer{Image: img, Stats: stats}, err
+}
+
+// held is the part of the parent's store that was sent along.
+type held []blob
+
+var _ manifestonly.Holder = held(nil)
+
+// Blob implements [manifestonly.Holder].
+func (h held) Blob(_ context.Context, repository string, d digest.Digest) ([]byte, error) {
+	for _, b := range h {
+		if b.Repository == repository && b.Digest == d {
+			return b.Bytes, nil
+		}
+	}
+	return nil, errdefs.New(errdefs.NotFound, "find "+d.String(), nil)
+}
