@@ -18,8 +18,8 @@ GOLANGCI := $(HUSK_CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 BATS_FILES ?= test
 
 APT := bats busybox-static ca-certificates conmon containernetworking-plugins docker-registry gcc \
-	iproute2 iptables jq libassuan-dev libbtrfs-dev libgpgme-dev libseccomp-dev make nftables \
-	pkg-config procps runc shellcheck skopeo socat
+	curl iproute2 iptables jq libassuan-dev libbtrfs-dev libgpgme-dev libseccomp-dev make nftables \
+	pkg-config procps protobuf-compiler runc shellcheck skopeo socat
 
 .PHONY: help
 help: ## List the targets
@@ -44,6 +44,9 @@ build: ## Build the static binaries into build/bin
 build-test: build deps ## Build the test tools, and CRI-O itself into the cache
 	$(GOBUILD) -o $(BIN)/mkimage ./test/mkimage
 	$(GOBUILD) -o $(BIN)/demo ./test/demo
+	$(GOBUILD) -o $(BIN)/pinger ./test/internal/pinger
+	$(GOBUILD) -o $(BIN)/fakeregistry ./test/fakeregistry
+	$(GOBUILD) -o $(BIN)/compat ./test/compat
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/testnode ./cmd/testnode
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/crictl ./cmd/crictl
 	$(BIN)/testnode build --cache $(HUSK_CACHE)
@@ -64,6 +67,16 @@ test-unit: ## Unit tests, of the project and of the test node
 test-node: build-test ## End-to-end tests on real CRI-O, registry and runc (bats, root); BATS_FILES picks some
 	HUSK_BIN_DIR=$(CURDIR)/$(BIN) bats --print-output-on-failure $(BATS_FILES)
 
+# How long each fuzz target runs; longer by hand: make fuzz FUZZTIME=10m
+FUZZTIME ?= 5s
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME
+	@targets=$$(grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd internal manifestonly bundlegen status pkg | \
+	  sed 's|/[^/]*_test.go:func |:|'); \
+	test -n "$$targets" || { echo "no fuzz targets found" >&2; exit 1; }; \
+	for t in $$targets; do $(GOTEST) -run '^$$' -fuzz "^$${t#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${t%%:*}"; done
+
 .PHONY: bench
 bench: build-test ## Benchmarks into build/bench/*.json, peers measured in the same run
 	@mkdir -p build/bench
@@ -78,13 +91,14 @@ $(GOLANGCI):
 lint: deps $(GOLANGCI) ## golangci-lint, shellcheck, module tidiness
 	$(GOLANGCI) run --build-tags "$(subst $() ,$(comma),$(TAGS))" ./...
 	cd test/node && $(GOLANGCI) run ./...
-	shellcheck -x .ci/run test/*.bash test/*.bats
+	shellcheck -x .ci/run pkg/api/generate.sh test/*.bash test/*.bats
 	go mod verify >/dev/null && go mod tidy -diff
 
 comma := ,
 
 .PHONY: generate
-generate: build ## Regenerate completions and man pages from the binary
+generate: build deps ## Regenerate completions and man pages from the binary, Go code from .proto
+	pkg/api/generate.sh
 	@mkdir -p completions/bash completions/zsh completions/fish docs/man
 	$(BIN)/husk completion bash > completions/bash/husk
 	$(BIN)/husk completion zsh > completions/zsh/_husk
@@ -93,10 +107,10 @@ generate: build ## Regenerate completions and man pages from the binary
 
 .PHONY: check-generate
 check-generate: generate ## Fail when generated files are not what is committed
-	git diff --exit-code -- completions docs/man
+	git diff --exit-code -- completions docs/man pkg/api
 
 .PHONY: ci
-ci: deps lint check-generate test demo ## Everything CI runs
+ci: deps lint check-generate test fuzz demo ## Everything CI runs
 
 .PHONY: clean
 clean: ## Remove build output (not the cache)

@@ -33,12 +33,14 @@ start_user() {
 	ctr=$(run_ctr "$pod" "$1" c "$image=$ref" "${3:-.}" -- /bin/sh -c "echo \$(id -u):\$(id -g) \$(id -G) \$HOME; ${SLEEP[2]}")
 }
 
+logged() { [[ -n $(crictl logs "$ctr") ]]; }
+
 # is WANT: the container, an exec and a streaming exec (which is what probes and kubectl exec use) run as that.
 is() {
 	local want=$1
 	# shellcheck disable=SC2016
 	local ask='echo $(id -u):$(id -g) $(id -G) $HOME'
-	eventually 10 test -n "$(crictl logs "$ctr")"
+	eventually 10 logged
 	assert_eq "$(crictl logs "$ctr")" "$want" container
 	assert_eq "$(crictl exec -s "$ctr" sh -c "$ask")" "$want" "exec sync"
 	assert_eq "$(crictl exec "$ctr" sh -c "$ask" | tr -d '\r')" "$want" exec

@@ -35,3 +35,15 @@ func (c *client) remove(ctx context.Context, ref, handler string) error {
 	_, err := c.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: ref, RuntimeHandler: handler}})
 	return err
 }
+
+// pinned returns the first repo@digest of an image that a handler holds.
+func (c *client) pinned(ctx context.Context, ref, handler string) (string, error) {
+	answer, err := c.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref, RuntimeHandler: handler}})
+	if err != nil {
+		return "", err
+	}
+	if len(answer.GetImage().GetRepoDigests()) == 0 {
+		return "", fmt.Errorf("%s has no digest", ref)
+	}
+	return answer.GetImage().GetRepoDigests()[0], nil
+}

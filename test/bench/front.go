@@ -14,7 +14,9 @@ import (
 
 const (
 	frontContainers = 100
+	manyContainers  = 1000
 	frontCalls      = 2000
+	manyCalls       = 300
 	frontWarmUp     = 50
 )
 
@@ -25,6 +27,7 @@ type FrontResult struct {
 	Containers     int     `json:"containers"`
 	Calls          int     `json:"calls_each"`
 	ListContainers Latency `json:"list_containers"`
+	ListThousand   Latency `json:"list_1000_containers"`
 	Version        Latency `json:"version"`
 	Goal           string  `json:"goal"`
 	GoalReached    bool    `json:"goal_reached"`
@@ -43,7 +46,7 @@ type Latency struct {
 }
 
 func measureFront(ctx context.Context, r *rig.Rig) (any, error) {
-	if err := makeContainers(ctx, r); err != nil {
+	if err := makeContainers(ctx, r, "bench-front", frontContainers); err != nil {
 		return nil, err
 	}
 	front, err := dial(r.Node.FrontSocket)
@@ -68,50 +71,57 @@ func measureFront(ctx context.Context, r *rig.Rig) (any, error) {
 	sides := []*client{direct, front, proxy}
 
 	result := FrontResult{Containers: frontContainers, Calls: frontCalls, Goal: "p50 added under 200 us"}
-	result.ListContainers, err = compare(ctx, sides, func(ctx context.Context, c *client) error {
-		list, err := c.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
-		if err == nil && len(list.GetContainers()) < frontContainers {
-			err = fmt.Errorf("%d containers are listed", len(list.GetContainers()))
+	list := func(atLeast int) func(context.Context, *client) error {
+		return func(ctx context.Context, c *client) error {
+			list, err := c.runtime.ListContainers(ctx, &cri.ListContainersRequest{})
+			if err == nil && len(list.GetContainers()) < atLeast {
+				err = fmt.Errorf("%d containers are listed", len(list.GetContainers()))
+			}
+			return err
 		}
+	}
+	if result.ListContainers, err = compare(ctx, sides, frontCalls, list(frontContainers)); err != nil {
+		return nil, err
+	}
+	result.Version, err = compare(ctx, sides, frontCalls, func(ctx context.Context, c *client) error {
+		_, err := c.runtime.Version(ctx, &cri.VersionRequest{})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	result.Version, err = compare(ctx, sides, func(ctx context.Context, c *client) error {
-		_, err := c.runtime.Version(ctx, &cri.VersionRequest{})
-		return err
-	})
+	if err := makeContainers(ctx, r, "bench-many", manyContainers-frontContainers); err != nil {
+		return nil, err
+	}
+	result.ListThousand, err = compare(ctx, sides, manyCalls, list(manyContainers))
 	result.GoalReached = result.ListContainers.AddedP50 < 200 && result.Version.AddedP50 < 200
 	return result, err
 }
 
 // makeContainers creates ordinary containers in one pod; they need not run.
-func makeContainers(ctx context.Context, r *rig.Rig) error {
+func makeContainers(ctx context.Context, r *rig.Rig, name string, n int) error {
 	ref, _, err := r.Push(ctx, "bench/front", images.Spec{Busybox: images.DefaultBusybox})
 	if err != nil {
 		return err
 	}
-	pod, err := r.RunPod(ctx, "bench-front", "runc")
+	pod, err := r.RunPod(ctx, name, "runc")
 	if err != nil {
 		return err
 	}
 	if _, err := r.Crictl(ctx, "pull", ref); err != nil {
 		return err
 	}
-	for i := range frontContainers {
+	return atOnce(ctx, n, func(ctx context.Context, i int) error {
 		c := rig.Container{Name: fmt.Sprintf("c%d", i), Image: ref, Asked: ref, Args: []string{"/bin/sleep", "1000"}}
-		if _, err := r.Create(ctx, pod, c); err != nil {
-			return err
-		}
-	}
-	return nil
+		_, err := r.Create(ctx, pod, c)
+		return err
+	})
 }
 
 // compare measures one call on CRI-O's socket, the front's and the byte proxy's.
-func compare(ctx context.Context, sides []*client, call func(context.Context, *client) error) (Latency, error) {
+func compare(ctx context.Context, sides []*client, calls int, call func(context.Context, *client) error) (Latency, error) {
 	times := make([][]float64, len(sides))
-	for i := range frontWarmUp + frontCalls {
+	for i := range frontWarmUp + calls {
 		for side, c := range sides {
 			start := time.Now()
 			if err := call(ctx, c); err != nil {

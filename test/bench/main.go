@@ -16,7 +16,7 @@ import (
 )
 
 // benchTimeout bounds the whole run.
-const benchTimeout = 20 * time.Minute
+const benchTimeout = 40 * time.Minute
 
 func main() { rig.Main("bench", benchTimeout, run) }
 
@@ -43,7 +43,10 @@ func run(ctx context.Context, args []string) (err error) {
 	}{
 		{"memory", measureMemory},
 		{"pull", measurePull},
+		{"requests", measureRequests},
+		{"burst", measureBurst},
 		{"front", measureFront},
+		{"scale", func(ctx context.Context, r *rig.Rig) (any, error) { return measureScale(ctx, r, opts) }},
 	} {
 		if *only != "" && *only != b.name {
 			continue

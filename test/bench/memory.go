@@ -27,7 +27,7 @@ type MemoryResult struct {
 
 // measureMemory runs first, while husk has done nothing yet.
 func measureMemory(ctx context.Context, r *rig.Rig) (any, error) {
-	pid, err := r.HuskPID()
+	pid, err := r.PID("husk")
 	if err != nil {
 		return nil, err
 	}

@@ -169,8 +169,8 @@ func (r *Rig) Tool(ctx context.Context, name string, args ...string) (string, er
 
 // StartHusk starts `husk serve` as a daemon of the node and waits until it answers.
 func (r *Rig) StartHusk(ctx context.Context) error {
-	text := fmt.Sprintf("listen = %q\nbackend = %q\ncrio_config = %q\ncrio_config_dir = %q\nregistries_conf = %q\n",
-		r.Node.FrontSocket, r.Node.CRIO.Socket, r.Node.CRIO.Config, r.Node.CRIO.ConfigDir, r.Node.CRIO.RegistriesConf)
+	text := fmt.Sprintf("listen = %q\nbackend = %q\nhandover_socket = %q\ncrio_config = %q\ncrio_config_dir = %q\nregistries_conf = %q\n",
+		r.Node.FrontSocket, r.Node.CRIO.Socket, filepath.Join(filepath.Dir(r.Dir), "handover.sock"), r.Node.CRIO.Config, r.Node.CRIO.ConfigDir, r.Node.CRIO.RegistriesConf)
 	if err := os.WriteFile(r.HuskConfig(), []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -198,8 +198,8 @@ func (r *Rig) StartByteProxy(ctx context.Context) (string, error) {
 	})
 }
 
-// HuskPID returns the process ID of husk.
-func (r *Rig) HuskPID() (int, error) {
+// PID returns the process ID of a daemon of the node: crio, registry or husk.
+func (r *Rig) PID(daemon string) (int, error) {
 	data, err := os.ReadFile(filepath.Join(r.Dir, "node.json"))
 	if err != nil {
 		return 0, err
@@ -212,9 +212,9 @@ func (r *Rig) HuskPID() (int, error) {
 	if err := json.Unmarshal(data, &node); err != nil {
 		return 0, err
 	}
-	pid := node.Daemons["husk"].PID
+	pid := node.Daemons[daemon].PID
 	if pid == 0 {
-		return 0, errors.New("husk is not running")
+		return 0, fmt.Errorf("%s is not running", daemon)
 	}
 	return pid, nil
 }
