@@ -18,8 +18,7 @@ setup_file() {
 }
 
 setup() {
-	# A socket of this node: another node's husk has the default one.
-	husk_start "handover_socket = \"$HUSK_TMP/handover.sock\""
+	husk_start
 	pull_image "$REF" --runtime-handler husk
 	CURRENT=husk
 }
@@ -139,7 +138,7 @@ served_more_than() { (($(grep -c "serving CRI.*socket=systemd" "$NODE_DIR/log/ke
 @test "kill -9 leaves a socket that the next husk takes" {
 	husk_stop KILL
 	[[ -S $FRONT_SOCK ]]
-	husk_start "handover_socket = \"$HUSK_TMP/handover.sock\""
+	husk_start
 	husk_upgrade
 }
 

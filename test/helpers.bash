@@ -71,10 +71,10 @@ node_use() {
 # warning for everything that an orderly end has left.
 node_down() {
 	local scratch=${1:-$HUSK_TMP}
-	testnode down --dir "$scratch/n" || return 1
-	if [[ -d $scratch/n/log ]]; then
+	if [[ -d $scratch/n/log ]]; then # it goes with the node; 99-leaks.bats reads the copy
 		mkdir -p "$BATS_SUITE_TMPDIR/logs" && cp -r "$scratch/n/log" "$BATS_SUITE_TMPDIR/logs/$(basename "$scratch")" || return 1
 	fi
+	testnode down --dir "$scratch/n" || return 1
 	rm -rf --one-file-system "$scratch"
 }
 
