@@ -31,6 +31,10 @@ func registryKind(err error) errdefs.Kind {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return errdefs.KindOf(err)
 	}
+	var known *errdefs.Error
+	if errors.As(err, &known) {
+		return known.Kind()
+	}
 	var unauthorized docker.ErrUnauthorizedForCredentials
 	if errors.As(err, &unauthorized) {
 		return errdefs.Unauthorized

@@ -1,18 +1,13 @@
 package layerpull
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"hash"
 	"io"
+	"math"
 	"os"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -20,6 +15,8 @@ import (
 
 // ensure brings one layer into the store, unless it is there.
 func (p *puller) ensure(ctx context.Context, l layer) error {
+	ctx, cancel := context.WithTimeout(ctx, p.timeouts.Layer)
+	defer cancel()
 	unlock, err := p.store.lock(ctx, l.diffID.Encoded())
 	if err != nil {
 		return err
@@ -51,10 +48,11 @@ func (p *puller) ensure(ctx context.Context, l layer) error {
 func (p *puller) fetch(ctx context.Context, l layer, dir string) (unpacked, error) {
 	none := unpacked{}
 	// Before the request: without a key the layer is of no use.
-	open, err := p.keys.opener(l)
+	open, wipe, err := p.opener(ctx, l)
 	if err != nil {
 		return none, err
 	}
+	defer wipe()
 	blob, err := p.src.blob(ctx, l.digest, l.size)
 	if err != nil {
 		return none, err
@@ -79,20 +77,27 @@ func (p *puller) fetch(ctx context.Context, l layer, dir string) (unpacked, erro
 	return none, err
 }
 
-// decode runs the stream from the blob to the directory.
+// decode runs the stream from the blob to the directory, in three goroutines:
+// fetch, check and decrypt; decompress; hash, and write the files.
 func (p *puller) decode(ctx context.Context, l layer, dir string, blob io.Reader, open opener) (unpacked, error) {
 	none := unpacked{}
-	plain, err := open(blob)
+	opened, err := open(blob)
 	if err != nil {
 		return none, err
 	}
-	content, err := decompress(plain)
+	plain := readAhead(opened, &p.buffers)
+	defer plain.close()
+	content, err := decompress(ctx, plain, p.decoders)
 	if err != nil {
 		return none, err
 	}
 	defer func() { _ = content.Close() }()
-	stream := &diffStream{r: content, hash: l.diffID.Algorithm().Hash(), left: p.limits.LayerBytes}
-	u := unpacker{dir: dir, limits: p.limits, room: &p.room}
+	inflated := readAhead(content, &p.buffers)
+	defer inflated.close()
+	stream := p.diffStream(inflated, l)
+	buf := p.buffers.get()
+	defer p.buffers.put(buf)
+	u := unpacker{dir: dir, limits: p.limits, room: &p.room, buf: buf}
 	got, err := u.unpack(ctx, stream)
 	if err != nil {
 		return none, err
@@ -116,60 +121,31 @@ type diffStream struct {
 	r    io.Reader
 	hash hash.Hash
 	left int64
+	over error // what reading beyond left is
 }
 
+// diffStream bounds a layer by its bytes and by its ratio. A size that the
+// manifest overstates only loosens the second; the end of the blob shows the lie.
+func (p *puller) diffStream(r io.Reader, l layer) *diffStream {
+	d := &diffStream{r: r, hash: l.diffID.Algorithm().Hash(), left: p.limits.LayerBytes, over: layerTooLarge()}
+	ratio := int64(p.limits.Ratio)
+	if l.size < (math.MaxInt64-ratioGrace)/ratio && ratioGrace+l.size*ratio < d.left {
+		d.left = ratioGrace + l.size*ratio
+		d.over = errdefs.Newf(errdefs.TooLarge, "unpack", "the layer unpacks to more than %d times its size", ratio)
+	}
+	return d
+}
+
+// Read implements [io.Reader].
 func (d *diffStream) Read(p []byte) (int, error) {
 	n, err := d.r.Read(p)
 	if d.left -= int64(n); d.left < 0 {
-		return 0, errLayerTooLarge
+		return 0, d.over
 	}
 	d.hash.Write(p[:n]) // hash.Hash never fails
 	return n, err
 }
 
-var errLayerTooLarge = errdefs.Newf(errdefs.TooLarge, "unpack", "the layer unpacks to more bytes than the limit allows")
-
-// The first bytes of the compressed forms (RFC 1952, RFC 8878). A zstd:chunked
-// layer begins with an ordinary frame.
-var (
-	gzipMagic = []byte{0x1f, 0x8b}
-	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
-)
-
-// decompress returns the tar stream in r, whichever way it is compressed.
-func decompress(r io.Reader) (io.ReadCloser, error) {
-	buffered := bufio.NewReaderSize(r, 64<<10)
-	magic, err := buffered.Peek(len(zstdMagic))
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	switch {
-	case bytes.HasPrefix(magic, gzipMagic):
-		return gzip.NewReader(buffered)
-	case bytes.Equal(magic, zstdMagic):
-		// One goroutine: layers run side by side, and its memory is bounded.
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
-		if err != nil {
-			return nil, err
-		}
-		return zstdCloser{z}, nil
-	}
-	return io.NopCloser(buffered), nil
-}
-
-// zstdCloser makes a decoder a ReadCloser and tells a window that is too large
-// from a broken stream.
-type zstdCloser struct{ *zstd.Decoder }
-
-func (z zstdCloser) Read(p []byte) (int, error) {
-	n, err := z.Decoder.Read(p)
-	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
-		err = errdefs.New(errdefs.TooLarge, "decompress", fmt.Errorf("%w: the limit is %d bytes", err, maxZstdWindow))
-	}
-	return n, err
-}
-
-func (z zstdCloser) Close() error {
-	z.Decoder.Close()
-	return nil
+func layerTooLarge() error {
+	return errdefs.Newf(errdefs.TooLarge, "unpack", "the layer unpacks to more bytes than the limit allows")
 }

@@ -17,15 +17,19 @@
 package layerpull
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/layerpull/keys"
+	"github.com/husk-cri/husk/pkg/layerpull/policy"
 )
 
 // Config says how to reach registries and open layers. In every path, "" means
@@ -37,6 +41,8 @@ type Config struct {
 	// keys, and for PKCS7 the certificates, that open encrypted layers. "" means
 	// no keys.
 	KeysDir string
+	// KeyProviders is an ocicrypt_keyprovider.conf. "" means no key providers.
+	KeyProviders string
 	// PolicyPath is the signature policy, containers-policy.json(5).
 	PolicyPath string
 	// RegistriesConf is the file of containers-registries.conf(5).
@@ -47,8 +53,31 @@ type Config struct {
 	RegistriesD string
 	// CertsD is the directory of containers-certs.d(5).
 	CertsD string
+	// Rules says which kinds of image may run, encrypted or not, signed or not. Zero
+	// means all that the signature policy accepts.
+	Rules policy.Config
 	// Limits bounds what is unpacked.
 	Limits Limits
+	// Timeouts bounds how long it may take.
+	Timeouts Timeouts
+}
+
+// Timeouts bounds the time of one pull, besides the deadline of its context. In
+// every field zero means the default.
+type Timeouts struct {
+	// Layer bounds one layer; zero means [DefaultLayerTimeout].
+	Layer time.Duration
+	// Pull bounds the whole; zero means [DefaultPullTimeout].
+	Pull time.Duration
+	// Stall is how long a registry may say nothing before it is asked again; zero
+	// means [DefaultStallTimeout].
+	Stall time.Duration
+}
+
+func (t Timeouts) withDefaults() Timeouts {
+	return Timeouts{
+		Layer: cmp.Or(t.Layer, DefaultLayerTimeout), Pull: cmp.Or(t.Pull, DefaultPullTimeout), Stall: cmp.Or(t.Stall, DefaultStallTimeout),
+	}
 }
 
 // Limits bounds what one pull may unpack. In every field zero means the default.
@@ -59,19 +88,16 @@ type Limits struct {
 	StoreBytes int64
 	// LayerEntries bounds the entries of one layer; zero means [DefaultLayerEntries].
 	LayerEntries int
+	// Ratio bounds how many times its stored size a layer may unpack to, beyond the
+	// first 256 MiB; zero means [DefaultRatio].
+	Ratio int
 }
 
 func (l Limits) withDefaults() Limits {
-	if l.LayerBytes == 0 {
-		l.LayerBytes = DefaultLayerBytes
+	return Limits{
+		LayerBytes: cmp.Or(l.LayerBytes, DefaultLayerBytes), StoreBytes: cmp.Or(l.StoreBytes, DefaultStoreBytes),
+		LayerEntries: cmp.Or(l.LayerEntries, DefaultLayerEntries), Ratio: cmp.Or(l.Ratio, DefaultRatio),
 	}
-	if l.StoreBytes == 0 {
-		l.StoreBytes = DefaultStoreBytes
-	}
-	if l.LayerEntries == 0 {
-		l.LayerEntries = DefaultLayerEntries
-	}
-	return l
 }
 
 // Image is a pulled image, ready to be mounted.
@@ -107,6 +133,8 @@ type Image struct {
 // full), Canceled, DeadlineExceeded, Internal. A pull that fails leaves no part
 // of a layer; complete layers stay for the next attempt.
 func Pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config) (Image, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Timeouts.withDefaults().Pull)
+	defer cancel()
 	img, err := pull(ctx, ref, store, cfg)
 	if err != nil {
 		return Image{}, errdefs.New(kindOf(ctx, err), "pull "+ref.String(), err)
@@ -133,7 +161,7 @@ func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config)
 		return Image{}, err
 	}
 	defer src.close()
-	img, layers, err := src.resolve(ctx)
+	img, layers, err := src.resolve(ctx, cfg.Rules)
 	if err != nil {
 		return Image{}, err
 	}
@@ -141,6 +169,8 @@ func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config)
 	if err != nil {
 		return Image{}, err
 	}
+	defer p.decoders.close()
+	defer p.keys.Close()
 	if err := p.fetchAll(ctx, layers); err != nil {
 		return Image{}, err
 	}
@@ -153,8 +183,13 @@ func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config)
 type puller struct {
 	src    *source
 	store  *Store
-	keys   keyring
+	keys   *keys.Ring
 	limits Limits
+	// timeouts bounds the time.
+	timeouts Timeouts
+	// buffers and decoders are the memory of the layers' streams.
+	buffers  buffers
+	decoders *decoders
 	// room is how many more bytes may be unpacked into the store.
 	room atomic.Int64
 	// layers and bytes count what was fetched.
@@ -162,14 +197,17 @@ type puller struct {
 }
 
 func newPuller(src *source, store *Store, cfg Config) (*puller, error) {
-	keys, err := loadKeys(cfg.KeysDir)
-	if err != nil {
-		return nil, err
-	}
-	p := &puller{src: src, store: store, keys: keys, limits: cfg.Limits.withDefaults()}
 	used, err := store.used()
 	if err != nil {
 		return nil, err
+	}
+	ring, err := keys.Open(keys.Config{Dir: cfg.KeysDir, ProvidersFile: cfg.KeyProviders})
+	if err != nil {
+		return nil, err
+	}
+	p := &puller{
+		src: src, store: store, keys: ring, limits: cfg.Limits.withDefaults(), timeouts: cfg.Timeouts.withDefaults(),
+		decoders: newDecoders(),
 	}
 	p.room.Store(p.limits.StoreBytes - used)
 	return p, nil

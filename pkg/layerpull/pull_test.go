@@ -171,7 +171,7 @@ func TestKeyringReadsManyFiles(t *testing.T) {
 		t.Parallel()
 		cfg := reg.config(t)
 		cfg.KeysDir = t.TempDir()
-		writeFile(t, filepath.Join(cfg.KeysDir, "0.txt"), strings.Repeat("x", 2*maxKeyBytes))
+		writeFile(t, filepath.Join(cfg.KeysDir, "0.txt"), strings.Repeat("x", 2*64<<10))
 		writeFile(t, filepath.Join(cfg.KeysDir, "1.pem"), "not a key")
 		writeFile(t, filepath.Join(cfg.KeysDir, "2.pem"), read(t, wrong, images.PrivateKeyFile))
 		writeFile(t, filepath.Join(cfg.KeysDir, "3.key"), read(t, right, images.PrivateKeyFile))
@@ -182,7 +182,7 @@ func TestKeyringReadsManyFiles(t *testing.T) {
 		t.Parallel()
 		cfg := reg.config(t)
 		cfg.KeysDir = t.TempDir()
-		for i := range maxKeyFiles + 1 {
+		for i := range 64 + 1 {
 			writeFile(t, filepath.Join(cfg.KeysDir, fmt.Sprintf("%d.pem", i)), "x")
 		}
 		_, err := Pull(t.Context(), ref, newStore(t), cfg)
@@ -192,7 +192,7 @@ func TestKeyringReadsManyFiles(t *testing.T) {
 		t.Parallel()
 		cfg := reg.config(t)
 		cfg.KeysDir = t.TempDir()
-		writeFile(t, filepath.Join(cfg.KeysDir, "secret-name.pem"), strings.Repeat("x", maxKeyBytes+1))
+		writeFile(t, filepath.Join(cfg.KeysDir, "secret-name.pem"), strings.Repeat("x", 64<<10+1))
 		_, err := Pull(t.Context(), ref, newStore(t), cfg)
 		NewWithT(t).Expect(errdefs.KindOf(err)).To(Equal(errdefs.TooLarge), "%v", err)
 		NewWithT(t).Expect(err.Error()).NotTo(ContainSubstring("secret-name"))

@@ -9,11 +9,11 @@ import (
 	"net"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containers/image/v5/docker"
 	"github.com/containers/image/v5/image"
 	"github.com/containers/image/v5/manifest"
-	"github.com/containers/image/v5/pkg/blobinfocache/none"
 	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/signature"
 	"github.com/containers/image/v5/types"
@@ -22,6 +22,7 @@ import (
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/layerpull/policy"
 )
 
 // layer is one layer of an image: what the manifest and the config say of it.
@@ -43,6 +44,8 @@ type source struct {
 	ref imageref.Reference
 	sys *types.SystemContext
 	src types.ImageSource
+	// stall is how long a connection may say nothing.
+	stall time.Duration
 }
 
 // systemContext points containers/image to the configured files.
@@ -80,19 +83,20 @@ func openSource(ctx context.Context, ref imageref.Reference, cfg Config) (*sourc
 	if err != nil {
 		return nil, registryError(op, err)
 	}
-	return &source{ref: ref, sys: sys, src: src}, nil
+	return &source{ref: ref, sys: sys, src: src, stall: cfg.Timeouts.withDefaults().Stall}, nil
 }
 
 func (s *source) close() { _ = s.src.Close() }
 
 // resolve finds the image that the reference means, checks it against the
 // signature policy, and returns it with its layers, bottom first.
-func (s *source) resolve(ctx context.Context) (Image, []layer, error) {
+func (s *source) resolve(ctx context.Context, rules policy.Config) (Image, []layer, error) {
 	blob, instance, err := s.manifest(ctx)
 	if err != nil {
 		return Image{}, nil, err
 	}
-	if err := s.checkPolicy(ctx, instance); err != nil {
+	signed, err := s.checkPolicy(ctx, instance)
+	if err != nil {
 		return Image{}, nil, err
 	}
 	const op = "read manifest"
@@ -105,6 +109,9 @@ func (s *source) resolve(ctx context.Context) (Image, []layer, error) {
 	}
 	layers, err := manifestLayers(m)
 	if err != nil {
+		return Image{}, nil, err
+	}
+	if err := rules.Check(factsOf(layers, signed)); err != nil {
 		return Image{}, nil, err
 	}
 	img := Image{}
@@ -187,16 +194,16 @@ func checkDigest(d digest.Digest) error {
 }
 
 // checkPolicy evaluates the signature policy, as containers/image does when it
-// copies an image: on the chosen instance.
-func (s *source) checkPolicy(ctx context.Context, instance *digest.Digest) (err error) {
+// copies an image: on the chosen instance. signed says that a signature was verified.
+func (s *source) checkPolicy(ctx context.Context, instance *digest.Digest) (signed bool, err error) {
 	const op = "check signature policy"
-	policy, err := signature.DefaultPolicy(s.sys)
+	rules, err := signature.DefaultPolicy(s.sys)
 	if err != nil {
-		return errdefs.New(errdefs.Internal, op, err)
+		return false, errdefs.New(errdefs.Internal, op, err)
 	}
-	pc, err := signature.NewPolicyContext(policy)
+	pc, err := signature.NewPolicyContext(rules)
 	if err != nil {
-		return errdefs.New(errdefs.Internal, op, err)
+		return false, errdefs.New(errdefs.Internal, op, err)
 	}
 	defer func() {
 		if e := pc.Destroy(); err == nil && e != nil {
@@ -208,16 +215,27 @@ func (s *source) checkPolicy(ctx context.Context, instance *digest.Digest) (err 
 	var invalid signature.InvalidSignatureError
 	switch {
 	case allowed:
-		return nil
+		return policy.RequiresSignature(ctx, rules, s.src.Reference())
 	case errors.As(err, &refused), errors.As(err, &invalid), err == nil:
-		return errdefs.New(errdefs.PolicyRefused, op, err)
+		return false, errdefs.New(errdefs.PolicyRefused, op, err)
 	}
 	// The policy wants signatures that could not be read.
 	var network net.Error
 	if errors.As(err, &network) {
-		return errdefs.New(errdefs.RegistryUnavailable, op, err)
+		return false, errdefs.New(errdefs.RegistryUnavailable, op, err)
 	}
-	return errdefs.New(errdefs.PolicyRefused, op, err)
+	return false, errdefs.New(errdefs.PolicyRefused, op, err)
+}
+
+// factsOf counts the encrypted layers.
+func factsOf(layers []layer, signed bool) policy.Facts {
+	facts := policy.Facts{Layers: len(layers), Signed: signed}
+	for _, l := range layers {
+		if l.encrypted() {
+			facts.Encrypted++
+		}
+	}
+	return facts
 }
 
 // manifestLayers reads the layers of a manifest; their diff IDs are not known yet.
@@ -288,19 +306,6 @@ func (s *source) config(ctx context.Context, desc imgspec.Descriptor) (imgspec.I
 		return config, errdefs.Newf(errdefs.NoPlatform, "read image config", "the image is for %s", config.OS)
 	}
 	return config, nil
-}
-
-// blob opens a blob; what is read from it is checked against digest and size.
-func (s *source) blob(ctx context.Context, d digest.Digest, size int64) (*verifier, error) {
-	body, length, err := s.src.GetBlob(ctx, types.BlobInfo{Digest: d, Size: size}, none.NoCache)
-	if err != nil {
-		return nil, registryError("fetch blob", err)
-	}
-	if length >= 0 && length != size {
-		_ = body.Close()
-		return nil, errdefs.Newf(errdefs.DigestMismatch, "fetch blob", "the registry has %d bytes, the manifest says %d", length, size)
-	}
-	return newVerifier(body, d, size), nil
 }
 
 // setDiffIDs pairs the layers with the diff IDs of the config.

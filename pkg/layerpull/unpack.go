@@ -4,37 +4,38 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
-	layerfs "github.com/opencontainers/umoci/oci/layer"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
-// whiteoutPrefix begins the name of an entry that removes another, and
-// whiteoutOpaque is one that removes all of its directory (OCI image spec, layer.md).
-const (
-	whiteoutPrefix = ".wh."
-	whiteoutOpaque = ".wh..wh..opq"
-)
-
-// unpacker unpacks one layer into a directory of its own. umoci does the work;
-// the unpacker keeps from it what it must not see and counts.
+// unpacker unpacks one layer into a directory of its own, with whiteouts as
+// overlayfs has them.
 //
-// As umoci and CRI-O do, it makes the device nodes that a layer has: what may be
-// opened is for the container's device cgroup to say, and overlayfs whiteouts are
+// As CRI-O does, it makes the device nodes that a layer has: what may be opened
+// is for the container's device cgroup to say, and overlayfs whiteouts are
 // device nodes too.
 type unpacker struct {
 	dir    string
 	limits Limits
 	room   *atomic.Int64
+	// buf is what file contents pass through.
+	buf []byte
+
+	tree *tree
+	// userns is set in a user namespace, where some things cannot be made.
+	userns bool
+	// inherit is set when a directory hands its ACL to what is made in it.
+	inherit bool
+	// opaques and whiteouts count what was made of each, and swept the entries that
+	// were searched for whiteouts.
+	opaques, whiteouts, swept int
 }
 
 // unpacked says what was in a layer.
@@ -46,10 +47,21 @@ type unpacked struct {
 }
 
 // unpack reads one tar archive, not what follows it.
-func (u *unpacker) unpack(ctx context.Context, r io.Reader) (unpacked, error) {
+func (u *unpacker) unpack(ctx context.Context, r io.Reader) (got unpacked, err error) {
+	if u.tree, err = openTree(u.dir); err != nil {
+		return unpacked{}, err
+	}
+	u.userns = inUserNamespace()
+	got, err = u.entries(ctx, tar.NewReader(r))
+	// The times of directories that are still open.
+	if closeErr := u.tree.close(); err == nil {
+		err = closeErr
+	}
+	return got, err
+}
+
+func (u *unpacker) entries(ctx context.Context, tr *tar.Reader) (unpacked, error) {
 	none, got := unpacked{}, unpacked{}
-	extractor := layerfs.NewTarExtractor(&layerfs.UnpackOptions{OnDiskFormat: layerfs.OverlayfsRootfs{}})
-	tr := tar.NewReader(r)
 	for entries := 1; ; entries++ {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -72,28 +84,30 @@ func (u *unpacker) unpack(ctx context.Context, r io.Reader) (unpacked, error) {
 		}
 		// A sparse file's size is not bounded by the bytes in the stream.
 		if got.size += hdr.Size; got.size > u.limits.LayerBytes || got.size < 0 {
-			return none, errLayerTooLarge
+			return none, layerTooLarge()
 		}
 		if u.room.Add(-hdr.Size) < 0 {
 			return none, errdefs.Newf(errdefs.TooLarge, "unpack", "the layer store may hold %d bytes in all, and the layers need more", u.limits.StoreBytes)
 		}
-		if err := makeParents(u.dir, hdr.Name); err != nil {
-			return none, err
-		}
-		got.root = got.root || path.Clean("/"+hdr.Name) == "/"
-		if err := extractor.UnpackEntry(u.dir, hdr, tr); err != nil {
-			return none, err
+		name := cleanName(hdr.Name)
+		got.root = got.root || name == ""
+		if err := u.entry(name, hdr, tr); err != nil {
+			return none, fmt.Errorf("entry %.200q: %w", hdr.Name, err)
 		}
 	}
 }
 
+// cleanName returns the name of an entry relative to the root, "" for the root.
+func cleanName(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
+
 // checkHeader refuses entries that no builder makes but an attacker would.
-// umoci confines names and links to the directory anyway, save for a whiteout of
-// "..", which v0.5.1 follows out of it.
 func checkHeader(hdr *tar.Header) error {
 	const op = "unpack malformed layer"
 	if len(hdr.Name) > maxNameBytes || len(hdr.Linkname) > maxNameBytes {
 		return errdefs.Newf(errdefs.TooLarge, "unpack", "a path has more than %d bytes", maxNameBytes)
+	}
+	if strings.Count(cleanName(hdr.Name), "/") >= maxDepth {
+		return errdefs.Newf(errdefs.TooLarge, "unpack", "an entry lies deeper than %d directories", maxDepth)
 	}
 	if hdr.Size < 0 {
 		return errdefs.Newf(errdefs.NotAnImage, op, "an entry has the size %d", hdr.Size)
@@ -109,44 +123,57 @@ func checkHeader(hdr *tar.Header) error {
 			return errdefs.Newf(errdefs.NotAnImage, op, "whiteout %q names no file", hdr.Name)
 		}
 	}
-	// SELinux labels and NFS ACLs are the node's business; umoci would skip each
-	// with a line in a log that is not the image's to write to.
-	for name := range hdr.PAXRecords {
-		switch name {
-		case "SCHILY.xattr.security.selinux", "SCHILY.xattr.system.nfs4_acl":
-			delete(hdr.PAXRecords, name)
-			delete(hdr.Xattrs, strings.TrimPrefix(name, "SCHILY.xattr.")) //nolint:staticcheck // SA1019: umoci reads the deprecated field.
+	// The greatest means "leave as it is" to chown(2).
+	for _, id := range []int{hdr.Uid, hdr.Gid} {
+		if id < 0 || int64(id) >= 1<<32-1 {
+			return errdefs.Newf(errdefs.NotAnImage, op, "entry %q has the owner %d:%d", hdr.Name, hdr.Uid, hdr.Gid)
+		}
+	}
+	if hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock {
+		if hdr.Devmajor < 0 || hdr.Devmajor > maxMajor || hdr.Devminor < 0 || hdr.Devminor > maxMinor {
+			return errdefs.Newf(errdefs.NotAnImage, op, "entry %q is no device that there can be: %d:%d", hdr.Name, hdr.Devmajor, hdr.Devminor)
 		}
 	}
 	return nil
 }
 
-// makeParents makes the directories that lead to name but have no entry (yet)
-// with mode 0755, whatever the umask of this process: umoci asks for 0777.
-func makeParents(root, name string) error {
-	// Links are followed as the container will see them, inside root; nothing else
-	// writes here, so the result holds no link.
-	parent, err := securejoin.SecureJoin(root, path.Dir(path.Clean("/"+name)))
-	if err != nil {
-		return err
-	}
-	if _, err := os.Lstat(parent); err == nil {
-		return nil
-	}
-	dir := root
-	for _, part := range strings.Split(strings.TrimPrefix(parent, root), "/") {
-		dir = filepath.Join(dir, part)
-		err := os.Mkdir(dir, 0o755)
-		switch {
-		case err == nil:
-			if err := os.Chmod(dir, 0o755); err != nil {
-				return err
-			}
-		case errors.Is(err, unix.ENOTDIR):
-			return nil // a file or whiteout is in the way; umoci replaces it
-		case !errors.Is(err, os.ErrExist):
+// entry makes one entry of the archive.
+func (u *unpacker) entry(name string, hdr *tar.Header, r io.Reader) error {
+	if len(u.tree.open) > maxOpenDirs {
+		if err := u.tree.flush(); err != nil {
 			return err
 		}
 	}
-	return nil
+	if name == "" {
+		if hdr.Typeflag != tar.TypeDir {
+			return errdefs.Newf(errdefs.NotAnImage, "unpack malformed layer", "the root is no directory")
+		}
+		return u.finishDir(u.tree.open[""], hdr, true)
+	}
+	parent, base := path.Split(name)
+	d, err := u.tree.dir(strings.TrimSuffix(parent, "/"), true)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return u.whiteout(d, base)
+	}
+	switch hdr.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return u.file(d, base, hdr, r)
+	case tar.TypeDir:
+		return u.directory(d, base, hdr)
+	case tar.TypeLink:
+		return u.hardLink(d, base, hdr)
+	case tar.TypeSymlink:
+		err = u.tree.place(d, base, func() error { return unix.Symlinkat(hdr.Linkname, d.fd, base) })
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		err = u.node(d, base, hdr)
+	default:
+		return errdefs.Newf(errdefs.NotAnImage, "unpack malformed layer", "it has the unknown type %q", hdr.Typeflag)
+	}
+	if err != nil {
+		return err
+	}
+	return u.finish(d, base, hdr)
 }
