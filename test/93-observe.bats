@@ -50,15 +50,12 @@ teardown() {
 }
 
 @test "metrics say what the registry's log says" {
-	local mark requests bytes
+	local mark auth_mark requests bytes
 	run_pod guest husk
 	pod_json locked '.metadata.namespace = "locked"' >/dev/null
 	mark=$(log_mark)
+	auth_mark=$(log_mark --auth-registry)
 	pull_image "$REF" guest
-	requests=$(log_since "$mark" | jq -s length)
-	bytes=$(log_since "$mark" | jq -s '[.[] | select(.path | test("/(manifests|blobs)/")).bytes] | add')
-	assert_eq "$(metric husk_pull_registry_requests_total)" "$requests"
-	assert_eq "$(metric husk_pull_registry_bytes_total)" "$bytes"
 	run ! pull_image "$AUTH_REGISTRY/private:1" guest --creds "alice:$WRONG"
 	run ! pull_image "$REGISTRY/busybox:latest" locked --runtime-handler husk
 	assert_eq "$(metric 'husk_pulls_total{handler="husk",outcome="ok"}')" 1
@@ -66,6 +63,11 @@ teardown() {
 	assert_eq "$(metric 'husk_pulls_total{handler="husk",outcome="policy-refused"}')" 1
 	assert_eq "$(metric 'husk_pull_seconds_count{handler="husk"}')" 3
 	assert_eq "$(metric husk_pulls_in_progress)" 0
+	requests=$({ log_since "$mark" && log_since "$auth_mark" --auth-registry; } | jq -s length)
+	bytes=$({ log_since "$mark" && log_since "$auth_mark" --auth-registry; } |
+		jq -s '[.[] | select(.status == 200 and (.path | test("/(manifests|blobs)/"))).bytes] | add')
+	assert_eq "$(metric husk_pull_registry_requests_total)" "$requests"
+	assert_eq "$(metric husk_pull_registry_bytes_total)" "$bytes"
 	assert_eq "$(metric husk_layer_bytes_not_read_total)" "$LAYER_BYTES"
 	assert_eq "$(metric husk_records)" 1
 	assert_eq "$(metric husk_records_bytes)" "$(husk images --format '{{.StoredBytes}}')"

@@ -28,7 +28,7 @@ func newPlace(t *testing.T) place {
 	p := place{dir: t.TempDir()}
 	p.write(t, "policy.json", `{"default":[{"type":"insecureAcceptAnything"}]}`)
 	p.write(t, "auth.json", `{}`)
-	p.write(t, "registries.conf", "")
+	p.write(t, "registries.conf", "unqualified-search-registries = []\n")
 	p.write(t, "crio.conf", fmt.Sprintf(`
 [crio]
 root = "%[1]s/root"
@@ -165,11 +165,13 @@ func TestCommands(t *testing.T) {
 	pushed := r.Push(t, "app", "v1", fakeregistry.Image{Layers: [][]byte{[]byte("a layer")}, Config: imgspec.Image{Config: imgspec.ImageConfig{User: "web"}}})
 	p := newPlace(t)
 	id := pushed.ConfigDigest.Encoded()
-	out, err := p.run(t, "", "images")
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(strings.Split(out, "\n")).To(HaveLen(2), "a heading")
-
-	out, err = p.run(t, "", "pull", "--format", "json", pushed.Reference)
+	for _, args := range [][]string{{"images"}, {"check"}, {"inspect", id}, {"rm", id}} { // no CRI-O has run here
+		_, err := p.run(t, "", args...)
+		g.Expect(exitCode(err)).To(Equal(exitUnavailable), "%v: %v", args, err)
+		g.Expect(filepath.Join(p.dir, "root")).NotTo(BeADirectory(), "%v", args)
+		g.Expect(filepath.Join(p.dir, "run")).NotTo(BeADirectory(), "%v", args)
+	}
+	out, err := p.run(t, "", "pull", "--format", "json", pushed.Reference)
 	g.Expect(err).NotTo(HaveOccurred())
 	var pulled imageView
 	g.Expect(json.Unmarshal([]byte(out), &pulled)).To(Succeed())

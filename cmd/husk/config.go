@@ -85,7 +85,8 @@ func checkAll(loaded config.Loaded) []config.Problem {
 		return append(problems, asProblem(err, loaded.Config.CrioConfigDir))
 	}
 	problems = append(problems, crioconf.Check(crio)...)
-	return append(problems, config.Check(loaded, crio)...)
+	problems = append(problems, config.Check(loaded, crio)...)
+	return append(problems, registriesProblems(newSettings(loaded.Config, crio))...)
 }
 
 // asProblem returns the problem in err, or one of file.

@@ -86,6 +86,7 @@ func TestConfigCheck(t *testing.T) {
 		"CRI-O has none":    {"husk.toml", "/crio.conf", "/gone.conf", []string{"gone.conf: cannot be read"}},
 		"no TOML":           {"husk.toml", "listen =", "listen", []string{"husk.toml: "}},
 		"no policy":         {"policy.json", "default", "defalut", []string{"crio.conf: crio.image.signature_policy: "}},
+		"no registries":     {"registries.conf", "[]", "[", []string{"registries.conf: "}},
 		"wrong everywhere":  {"husk.toml", "listen", "max_pulls = -1\ndefault_handler = 'hsuk'\nlisten", []string{"husk.toml: max_pulls: ", "husk.toml: default_handler: "}},
 		"credentials wrong": {"auth.json", "{}", "{hunter2", []string{"crio.conf: crio.image.global_auth_file: "}},
 	} {

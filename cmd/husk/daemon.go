@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
-
-	"google.golang.org/grpc"
 
 	"github.com/husk-cri/husk/internal/config"
 	"github.com/husk-cri/husk/internal/crioconf"
@@ -35,17 +35,16 @@ type daemon struct {
 }
 
 var (
-	_ front.Handlers     = (*daemon)(nil)
+	_ front.Handlers     = (*settings)(nil)
 	_ front.Puller       = (*daemon)(nil)
 	_ front.PlacedPuller = (*daemon)(nil)
 	_ front.Held         = (*daemon)(nil)
 	_ front.Names        = (*daemon)(nil)
-	_ front.Tracer       = (*daemon)(nil)
+	_ front.Tracer       = (*tracing.Tracer)(nil)
 )
 
 // Handler implements front.Handlers.
-func (d *daemon) Handler(name string) (front.Handler, bool) {
-	s := d.now.Load()
+func (s *settings) Handler(name string) (front.Handler, bool) {
 	conf, ok := s.crio.Handlers[name]
 	own := s.config.Handlers[name]
 	return front.Handler{
@@ -55,10 +54,10 @@ func (d *daemon) Handler(name string) (front.Handler, bool) {
 }
 
 // Default implements front.Handlers.
-func (d *daemon) Default() string { return d.now.Load().crio.DefaultRuntime }
+func (s *settings) Default() string { return s.crio.DefaultRuntime }
 
 // GuestPull implements front.Handlers.
-func (d *daemon) GuestPull() []string { return d.now.Load().crio.GuestPullHandlers() }
+func (s *settings) GuestPull() []string { return s.crio.GuestPullHandlers() }
 
 // Resolve implements front.Names.
 func (d *daemon) Resolve(ctx context.Context, name string) ([]imageref.Reference, error) {
@@ -68,7 +67,7 @@ func (d *daemon) Resolve(ctx context.Context, name string) ([]imageref.Reference
 // Pull implements front.Puller. Pulls that are the same in everything share one.
 func (d *daemon) Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error) {
 	s := d.now.Load()
-	return d.pull(ctx, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
+	return d.pull(ctx, s, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
 		return manifestonly.Pull(ctx, req, s.source, d.store)
 	})
 }
@@ -81,7 +80,7 @@ func (d *daemon) PullAt(ctx context.Context, at front.Place, req manifestonly.Re
 	if err != nil {
 		return manifestonly.Result{}, err
 	}
-	return d.pull(ctx, place, req, func(ctx context.Context) (manifestonly.Result, error) {
+	return d.pull(ctx, s, place, req, func(ctx context.Context) (manifestonly.Result, error) {
 		return s.placed(d.store).Pull(ctx, place, req)
 	})
 }
@@ -95,12 +94,18 @@ func placeOf(at front.Place, separate string) (podpull.Place, error) {
 	return podpull.Place{Cgroup: cgroup}, err
 }
 
-func (d *daemon) pull(ctx context.Context, place podpull.Place, req manifestonly.Request,
+// pull shares the pulls that are the same in everything, the settings included: what
+// was pulled by the policy before a reload is no answer to who asks after it.
+func (d *daemon) pull(ctx context.Context, s *settings, place podpull.Place, req manifestonly.Request,
 	pull func(context.Context) (manifestonly.Result, error),
 ) (result manifestonly.Result, err error) {
 	ctx, end := d.tracer.Pull(ctx, tracing.Pull{Image: req.Name, Namespace: req.Namespace})
 	defer func() { end(result.Stats.Requests, result.Stats.Bytes, err) }()
-	return d.flights.Do(ctx, d.flights.Key(req, fmt.Sprintf("%q", place)), pull)
+	result, err = d.flights.Do(ctx, d.flights.Key(req, fmt.Sprintf("%p %q", s, place)), pull)
+	if err != nil && !errors.As(err, new(*errdefs.Error)) { // the end of ctx, which knows no name
+		err = errdefs.New(errdefs.KindOf(err), "pull "+req.Name, err)
+	}
+	return result, err
 }
 
 // PullHeld implements front.Held.
@@ -108,15 +113,11 @@ func (d *daemon) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref
 	return manifestonly.Pull(ctx, manifestonly.Request{Name: ref.String()}, d.store.Held(id), d.store)
 }
 
-// Trace implements front.Tracer.
-func (d *daemon) Trace(stream grpc.ServerStream, method string) (grpc.ServerStream, func(error)) {
-	return d.tracer.Trace(stream, method)
-}
-
 // frontConfig is what the front is told of the settings.
-func (s settings) frontConfig() front.Config {
+func (s *settings) frontConfig() front.Config {
 	return front.Config{
 		Backend:        s.backend(),
+		Handlers:       s,
 		DefaultHandler: s.config.DefaultHandler,
 		AssumeHandler:  s.config.AssumeHandler,
 		MaxPulls:       s.config.MaxPulls,
@@ -127,12 +128,20 @@ func (s settings) frontConfig() front.Config {
 	}
 }
 
-// use makes s the settings of every call that begins from now on.
-func (d *daemon) use(s settings) error {
+// fatal returns the first problem that husk cannot live with.
+func (s settings) fatal() error {
 	for _, p := range s.problems {
 		if p.Fatal {
 			return errdefs.New(errdefs.InvalidArgument, "configuration", p)
 		}
+	}
+	return nil
+}
+
+// use makes s the settings of every call that begins from now on.
+func (d *daemon) use(s settings) error {
+	if err := s.fatal(); err != nil {
+		return err
 	}
 	if err := logging.SetLevel(&d.level, s.config.LogLevel); err != nil {
 		return err
@@ -157,6 +166,9 @@ func (d *daemon) reload(ctx context.Context, server *front.Server) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := next.fatal(); err != nil { // before registries.conf takes effect
+		return err
+	}
 	if err := next.source.Reload(); err != nil {
 		return err
 	}
@@ -165,6 +177,10 @@ func (d *daemon) reload(ctx context.Context, server *front.Server) (err error) {
 	}
 	server.Reconfigure(next.frontConfig())
 	d.metrics.SetHandlers(next.crio.GuestPullHandlers())
+	// A mistake in crio.conf, or a file that was half written, would have the host pull.
+	if gone := slices.DeleteFunc(old.GuestPull(), func(name string) bool { return slices.Contains(next.GuestPull(), name) }); len(gone) > 0 {
+		d.log.WarnContext(ctx, "crio.conf no longer lets these runtime handlers pull in the guest", "handlers", gone)
+	}
 	later := append(config.Diff(old.config, next.config), crioconf.Diff(old.crio, next.crio)...)
 	if len(later) > 0 {
 		d.log.WarnContext(ctx, "some changes take effect when husk is restarted", "keys", later)

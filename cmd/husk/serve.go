@@ -54,7 +54,7 @@ func serve(c *cli.Context) (err error) {
 	}()
 	s := d.now.Load()
 	server, err := front.New(s.frontConfig(), front.Collaborators{
-		Handlers: d, Puller: d, Placed: d, Held: d, Records: d.store, Names: d, Log: d.log, Observer: d.metrics, Tracer: d,
+		Puller: d, Placed: d, Held: d, Records: d.store, Names: d, Log: d.log, Observer: d.metrics, Tracer: d.tracer,
 	})
 	if err != nil {
 		return err
@@ -86,6 +86,8 @@ func newDaemon(c *cli.Context) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Now, and not at the first pull: what changes later waits for SIGHUP.
+	s.problems = append(s.problems, registriesProblems(s)...)
 	d := &daemon{path: c.String("config")}
 	if err := d.use(s); err != nil {
 		return nil, err
@@ -98,8 +100,8 @@ func newDaemon(c *cli.Context) (*daemon, error) {
 		return nil, err
 	}
 	report, err := d.store.Check(c.Context, cstore.CheckOptions{Repair: true})
-	if err != nil {
-		return nil, err
+	if err != nil { // pods that need no record must not do without CRI-O for that
+		d.log.Error("check the image records", "error", err)
 	}
 	for _, f := range report.Findings {
 		d.log.Warn("checked the image records", "finding", string(f.Kind), "record", f.Record, "done", string(f.Done), "detail", f.Detail)

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/containers/storage"
 	"github.com/urfave/cli/v2"
@@ -14,6 +18,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/cstore"
 	"github.com/husk-cri/husk/manifestonly/layout"
 	"github.com/husk-cri/husk/manifestonly/registry"
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // settings is one reading of both configurations, and the source of images that they
@@ -43,10 +48,30 @@ func readSettings(path string) (settings, error) {
 	if err != nil {
 		return settings{}, err
 	}
-	s := settings{config: loaded.Config, crio: crio, registry: registryConfig(loaded.Config, crio)}
-	s.source = registry.New(s.registry)
+	s := newSettings(loaded.Config, crio)
 	s.problems = append(crioconf.Check(crio), config.Check(loaded, crio)...)
 	return s, nil
+}
+
+// newSettings makes settings of what was read, problems not looked for.
+func newSettings(conf config.Config, crio crioconf.Config) settings {
+	s := settings{config: conf, crio: crio, registry: registryConfig(conf, crio)}
+	s.source = registry.New(s.registry)
+	return s
+}
+
+// registriesProblems reads registries.conf, for all sources of this process, and says
+// what is wrong with it. CRI-O starts with a broken one too, and then fails every pull.
+// That the file is missing is among the problems already.
+func registriesProblems(s settings) []config.Problem {
+	err := s.source.Reload()
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return []config.Problem{{
+		File: cmp.Or(s.config.RegistriesConf, "registries.conf"), What: err.Error(),
+		Remedy: "mend the file, containers-registries.conf(5): every pull fails",
+	}}
 }
 
 func registryConfig(conf config.Config, crio crioconf.Config) registry.Config {
@@ -77,23 +102,47 @@ func (s settings) placed(store *cstore.Store) *podpull.Puller {
 	return &podpull.Puller{Registry: s.registry, Names: s.source, Store: store, Environ: os.Environ()}
 }
 
+// storageLock is the file that every storage of containers/storage has.
+const storageLock = "storage.lock"
+
 // node is what the commands beside serve work with.
 type node struct {
 	settings
 	store *cstore.Store
 }
 
-// openNode reads the configurations and opens CRI-O's storage.
-func openNode(c *cli.Context) (*node, error) {
+// readNode reads the configurations. The store is nil until it is opened.
+func readNode(c *cli.Context) (*node, error) {
 	s, err := readSettings(c.String("config"))
 	if err != nil {
 		return nil, err
 	}
-	store, err := cstore.Open(storeOptions(s.crio.Storage))
+	return &node{settings: s}, nil
+}
+
+// openNode is readNode and look.
+func openNode(c *cli.Context) (*node, error) {
+	n, err := readNode(c)
 	if err != nil {
 		return nil, err
 	}
-	return &node{s, store}, nil
+	return n, n.look()
+}
+
+// open opens CRI-O's storage, and makes it where there is none.
+func (n *node) open() (err error) {
+	n.store, err = cstore.Open(storeOptions(n.crio.Storage))
+	return err
+}
+
+// look opens the storage that is there. A command that looks at records, on a machine
+// without CRI-O or with the wrong configuration, leaves none behind.
+func (n *node) look() error {
+	root := n.crio.Storage.Root
+	if _, err := os.Stat(filepath.Join(root, storageLock)); errors.Is(err, fs.ErrNotExist) {
+		return errdefs.Newf(errdefs.Unavailable, "open CRI-O's storage", "there is none in %s: has CRI-O run on this machine?", root)
+	}
+	return n.open()
 }
 
 // sourceOf returns where a name is looked for: the registries, or a local layout.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -189,7 +188,7 @@ func (k *checker) policies() {
 		k.add(key, "write the whole path: CRI-O does not start", "%q is not absolute", i.SignaturePolicyDir)
 		return
 	}
-	names, err := policyFiles(i.SignaturePolicyDir)
+	names, err := ReadDir(i.SignaturePolicyDir, ".json", maxFiles)
 	if err != nil {
 		k.add(key, "make it a directory of NAMESPACE.json", "%s", reason(err))
 	}
@@ -210,29 +209,6 @@ func policy(path string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
-}
-
-// policyFiles lists at most maxFiles policies; a missing directory has none.
-func policyFiles(dir string) (names []string, err error) {
-	d, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	entries, err := d.ReadDir(maxFiles)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	for _, e := range entries {
-		if filepath.Ext(e.Name()) == ".json" {
-			names = append(names, filepath.Join(dir, e.Name()))
-		}
-	}
-	slices.Sort(names)
-	return names, nil
 }
 
 func (k *checker) cgroups() {
