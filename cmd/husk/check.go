@@ -36,7 +36,7 @@ func check(c *cli.Context) error {
 		return err
 	}
 	repair := c.Bool("repair")
-	report, err := n.store.Check(c.Context, cstore.CheckOptions{Repair: repair, TTL: n.config.RecordTTL.Duration})
+	report, err := n.store.Check(c.Context, cstore.CheckOptions{Repair: repair, TTL: n.Config.RecordTTL.Duration})
 	if err != nil {
 		return err
 	}

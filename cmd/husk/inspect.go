@@ -78,7 +78,7 @@ func (n *node) find(ctx context.Context, name string) (imageref.Match, error) {
 	}
 	q := imageref.NewQuery(name, nil)
 	if q.ID.IsZero() {
-		refs, err := n.source.Resolve(ctx, name)
+		refs, err := n.Source.Resolve(ctx, name)
 		if err != nil && !q.IsIDPrefix() {
 			return imageref.Match{}, err
 		}

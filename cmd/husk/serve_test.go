@@ -11,10 +11,6 @@ import (
 	"time"
 
 	. "github.com/onsi/gomega"
-
-	"github.com/husk-cri/husk/internal/config"
-	"github.com/husk-cri/husk/internal/crioconf"
-	"github.com/husk-cri/husk/manifestonly/cstore"
 )
 
 // socketDir is short: the path of a socket has at most 107 bytes.
@@ -24,23 +20,6 @@ func socketDir(t *testing.T) string {
 	NewWithT(t).Expect(err).NotTo(HaveOccurred())
 	t.Cleanup(func() { NewWithT(t).Expect(os.RemoveAll(dir)).To(Succeed()) })
 	return dir
-}
-
-func TestOneLeastRecordTTL(t *testing.T) {
-	t.Parallel()
-	NewWithT(t).Expect(config.MinRecordTTL).To(Equal(cstore.MinTTL))
-}
-
-func TestStoreOptions(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	got := storeOptions(crioconf.Storage{Root: "/r", RunRoot: "/rr", ImageStore: "/i", Driver: "d", Options: []string{"o"}})
-	g.Expect([]any{got.GraphRoot, got.RunRoot, got.ImageStore, got.Driver, got.DriverOptions}).
-		To(Equal([]any{"/r", "/rr", "/i", "d", []string{"o"}}))
-	system, err := systemStorage()
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(system.Root).NotTo(BeEmpty())
-	g.Expect(system.RunRoot).NotTo(BeEmpty())
 }
 
 // TestServe starts the daemon before CRI-O, has a second one take its socket over,
