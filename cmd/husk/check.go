@@ -50,7 +50,7 @@ func check(c *cli.Context) error {
 	case repair:
 		return errdefs.Newf(errdefs.Internal, "check", "%d of %d findings could not be repaired", left, len(report.Findings))
 	default:
-		return errdefs.Newf(errdefs.Internal, "check", "%d findings; husk check --repair repairs what can be", left)
+		return errdefs.Newf(errdefs.Internal, "check", "findings: %d; husk check --repair repairs what can be", left)
 	}
 }
 

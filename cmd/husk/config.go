@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/internal/crioconf"
 	"github.com/husk-cri/husk/internal/daemon"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
@@ -46,9 +47,19 @@ func configCommand() *cli.Command {
 			if view.Handlers == nil {
 				view.Handlers = map[string]config.Handler{} // {} in JSON, not null
 			}
-			return show(c, view, func(w io.Writer) error { return config.Render(w, loaded) })
+			return show(c, view, func(w io.Writer) error { return config.Render(w, loaded, fromCRIO(loaded.Config)) })
 		},
 	}
+}
+
+// fromCRIO has what crio.conf gives the keys of husk.toml that are not set; nothing if it
+// cannot be read, which husk config --check says.
+func fromCRIO(c config.Config) map[string]string {
+	crio, err := crioconf.Load(c.CrioConfig, c.CrioConfigDir, crioconf.Storage{})
+	if err != nil {
+		return nil
+	}
+	return map[string]string{"backend": crio.Listen, "default_handler": crio.DefaultRuntime}
 }
 
 // showProblems fails when there are any.

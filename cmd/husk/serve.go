@@ -16,6 +16,9 @@ func serveCommand() *cli.Command {
 			"registries.conf again; SIGTERM lets the calls under way end.",
 		Before: noArgs,
 		Action: func(c *cli.Context) error {
+			if err := needsRoot(c); err != nil {
+				return err
+			}
 			return daemon.Serve(c.Context, daemon.Options{Path: c.String("config"), Version: version, Log: c.App.ErrWriter})
 		},
 	}

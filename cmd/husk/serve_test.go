@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -36,12 +37,12 @@ func TestServe(t *testing.T) {
 		p.write(t, "husk.toml", strings.ReplaceAll(string(text), own, socket)+
 			"handover_socket = \""+filepath.Join(dir, offer)+"\"\n"+extra+"\n")
 	}
-	start := func(ctx context.Context) chan error {
-		done := make(chan error, 1)
+	start := func(ctx context.Context) (chan error, *bytes.Buffer) { // the log may be read when it has ended
+		done, logged := make(chan error, 1), new(bytes.Buffer)
 		app := newApp()
-		app.Writer, app.ErrWriter = io.Discard, io.Discard
+		app.Writer, app.ErrWriter = io.Discard, logged
 		go func() { done <- app.RunContext(ctx, []string{"husk", "--config", p.husk, "serve"}) }()
-		return done
+		return done, logged
 	}
 	answers := func() error {
 		conn, err := net.Dial("unix", socket)
@@ -51,13 +52,14 @@ func TestServe(t *testing.T) {
 		return err
 	}
 	configure("offer.sock", "")
-	first := start(t.Context())
+	first, firstLog := start(t.Context())
 	g.Eventually(answers).WithTimeout(10 * time.Second).Should(Succeed())
 	g.Eventually(filepath.Join(dir, "offer.sock")).WithTimeout(10 * time.Second).Should(BeAnExistingFile())
 
 	ctx, cancel := context.WithCancel(t.Context())
-	second := start(ctx)
+	second, secondLog := start(ctx)
 	g.Eventually(first).WithTimeout(10 * time.Second).Should(Receive(BeNil()))
+	g.Expect(firstLog.String()).To(MatchRegexp(`stopped serving.*another husk has taken the socket over`))
 	g.Expect(answers()).To(Succeed())
 
 	configure("other.sock", "")
@@ -66,11 +68,12 @@ func TestServe(t *testing.T) {
 	g.Expect(answers()).To(Succeed())
 	cancel()
 	g.Eventually(second).WithTimeout(10 * time.Second).Should(Receive(BeNil()))
+	g.Expect(secondLog.String()).To(ContainSubstring("stopped serving"))
 	g.Expect(socket).NotTo(BeAnExistingFile())
 
 	for extra, says := range map[string]string{
 		`assume_handler = "hsuk"`:                   "hsuk",
-		`backend = "` + socket + `"`:                "both listen",
+		`backend = "` + socket + `"`:                "remove backend",
 		`log_level = "loud"`:                        "log_level",
 		`record_ttl = "1m"`:                         "record_ttl",
 		`crio_config_dir_typo = "/etc/crio/x.conf"`: "unknown key",

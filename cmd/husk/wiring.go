@@ -26,6 +26,9 @@ type node struct {
 
 // readNode reads the configurations. The store is nil until it is opened.
 func readNode(c *cli.Context) (*node, error) {
+	if err := needsRoot(c); err != nil {
+		return nil, err
+	}
 	s, err := daemon.ReadSettings(c.String("config"), version)
 	if err != nil {
 		return nil, err

@@ -123,6 +123,8 @@ func (k *checker) sockets() {
 		}
 		if c.Backend == "" {
 			p.File = k.crio.Where(key)
+		} else if p.Remedy = "name CRI-O's socket"; !SamePath(c.Listen, k.crio.Listen) {
+			p.Remedy = "remove backend: CRI-O listens on " + k.crio.Listen
 		}
 		k.add(p)
 	}
@@ -149,7 +151,7 @@ func (k *checker) handlers() {
 	for _, s := range []struct{ key, name string }{{"default_handler", c.DefaultHandler}, {"assume_handler", c.AssumeHandler}} {
 		if _, ok := k.crio.Handlers[s.name]; s.name != "" && !ok {
 			k.add(Problem{
-				Key: s.key, What: fmt.Sprintf("%s names %q, which is no runtime handler of crio.conf", s.key, s.name),
+				Key: s.key, What: fmt.Sprintf("%q is no runtime handler of crio.conf", s.name),
 				Remedy: "use one of " + strings.Join(slices.Sorted(maps.Keys(k.crio.Handlers)), ", "), Fatal: true,
 			})
 		}

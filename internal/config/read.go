@@ -109,7 +109,7 @@ func (l *Loaded) merge(path string) {
 			unknown = name
 			l.problem(Problem{
 				File: path, Key: name, What: "unknown key",
-				Remedy: "see docs/configuration.md for the keys there are", Fatal: true,
+				Remedy: "mend its name (husk config prints the keys there are), or remove it", Fatal: true,
 			})
 			continue
 		}

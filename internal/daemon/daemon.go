@@ -27,6 +27,7 @@ type daemon struct {
 	options Options
 	store   *cstore.Store
 	now     atomic.Pointer[Settings]
+	started *Settings // the first ones: what cannot be changed any more is theirs
 	flights manifestonly.Flights
 	level   slog.LevelVar
 	log     *slog.Logger
@@ -146,6 +147,9 @@ func (d *daemon) use(s Settings) error {
 	if err := logging.SetLevel(&d.level, s.Config.LogLevel); err != nil {
 		return err
 	}
+	if d.started == nil {
+		d.started = &s
+	}
 	d.now.Store(&s)
 	return nil
 }
@@ -181,7 +185,7 @@ func (d *daemon) reload(ctx context.Context, server *front.Server) (err error) {
 	if gone := slices.DeleteFunc(old.GuestPull(), func(name string) bool { return slices.Contains(next.GuestPull(), name) }); len(gone) > 0 {
 		d.log.WarnContext(ctx, "crio.conf no longer lets these runtime handlers pull in the guest", "handlers", gone)
 	}
-	later := append(config.Diff(old.Config, next.Config), crioconf.Diff(old.Crio, next.Crio)...)
+	later := append(config.Diff(d.started.Config, next.Config), crioconf.Diff(d.started.Crio, next.Crio)...)
 	if len(later) > 0 {
 		d.log.WarnContext(ctx, "some changes take effect when husk is restarted", "keys", later)
 	}

@@ -62,18 +62,26 @@ func (p place) write(t *testing.T, name, text string) string {
 	return path
 }
 
-// TestReload: a handler that is lost is said, and what is wrong changes nothing.
-func TestReload(t *testing.T) {
+// started is a daemon with the place's configuration in force, and what it logs.
+func (p place) started(t *testing.T) (*daemon, *front.Server, *bytes.Buffer) {
+	t.Helper()
 	g := NewWithT(t)
-	p := newPlace(t)
-	var logged bytes.Buffer
-	d := &daemon{options: Options{Path: p.husk}, log: slog.New(slog.NewTextHandler(&logged, nil)), metrics: metrics.New(metrics.Options{})}
+	logged := new(bytes.Buffer)
+	d := &daemon{options: Options{Path: p.husk}, log: slog.New(slog.NewTextHandler(logged, nil)), metrics: metrics.New(metrics.Options{})}
 	s, err := ReadSettings(p.husk, "test")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(d.use(s)).To(Succeed())
 	server, err := front.New(s.frontConfig(), front.Collaborators{Log: d.log})
 	g.Expect(err).NotTo(HaveOccurred())
 	t.Cleanup(func() { NewWithT(t).Expect(server.Close()).To(Succeed()) })
+	return d, server, logged
+}
+
+// TestReload: a handler that is lost is said, and what is wrong changes nothing.
+func TestReload(t *testing.T) {
+	g := NewWithT(t)
+	p := newPlace(t)
+	d, server, logged := p.started(t)
 
 	const lost = "no longer lets these runtime handlers pull in the guest"
 	g.Expect(d.reload(t.Context(), server)).To(Succeed())
@@ -89,6 +97,31 @@ func TestReload(t *testing.T) {
 	p.write(t, "crio.conf", string(conf)+"[")
 	g.Expect(d.reload(t.Context(), server)).NotTo(Succeed())
 	g.Expect(d.now.Load()).To(BeIdenticalTo(inForce))
+}
+
+// TestReloadNamesWhatWaitsForARestart: a change that is taken back waits for nothing, and
+// one that is not does so until the restart.
+func TestReloadNamesWhatWaitsForARestart(t *testing.T) {
+	g := NewWithT(t)
+	p := newPlace(t)
+	d, server, logged := p.started(t)
+	husk, err := os.ReadFile(p.husk)
+	g.Expect(err).NotTo(HaveOccurred())
+	crio, err := os.ReadFile(filepath.Join(p.dir, "crio.conf"))
+	g.Expect(err).NotTo(HaveOccurred())
+	reload := func(huskExtra, crioStorage string) string {
+		logged.Reset()
+		p.write(t, "husk.toml", string(husk)+huskExtra)
+		p.write(t, "crio.conf", strings.Replace(string(crio), p.dir+"/run", p.dir+crioStorage, 1))
+		g.Expect(d.reload(t.Context(), server)).To(Succeed())
+		return logged.String()
+	}
+	const waits = "take effect when husk is restarted"
+	for range 2 {
+		g.Expect(reload("log_format = \"json\"\n", "/other")).To(MatchRegexp(waits + `.*keys="\[log_format crio.runroot\]"`))
+	}
+	g.Expect(reload("log_format = \"json\"\n", "/run")).To(MatchRegexp(waits + `.*keys=\[log_format\]`))
+	g.Expect(reload("", "/run")).NotTo(ContainSubstring(waits))
 }
 
 // TestRecordsThatCannotBeChecked do not keep husk from serving.

@@ -76,7 +76,10 @@ func Serve(ctx context.Context, options Options) (err error) {
 	beside.Go(func() { d.reloads(serving, server, hup) })
 	beside.Go(func() { d.serveMetrics(serving) })
 	d.notify(serving, handover.Ready, "serving "+s.Config.Listen)
-	return server.Serve(serving, listener)
+	if err = server.Serve(serving, listener); err == nil {
+		d.log.Info("stopped serving", "because", context.Cause(serving))
+	}
+	return err
 }
 
 // newDaemon reads the settings, opens the store, and repairs what a crash has left.
