@@ -53,7 +53,10 @@ func (img Image) checked(op string) (Image, error) {
 	if now := time.Now().UTC().Round(0); img.Pulled.PulledAt.IsZero() || img.Pulled.PulledAt.After(now) {
 		img.Pulled.PulledAt = now
 	}
-	return img, img.describe(op, image, img.Config)
+	if err := img.describe(op, image, img.Config); err != nil {
+		return Image{}, err
+	}
+	return img, nil
 }
 
 // checkName checks that the reference was resolved to the outermost digest.
@@ -86,9 +89,6 @@ func (img Image) checkChain(op string) error {
 		next := img.Manifest
 		if i+1 < len(img.Indexes) {
 			next = img.Indexes[i+1]
-		}
-		if n := len(doc.Manifests); n > MaxIndexEntries {
-			return errdefs.Newf(errdefs.TooLarge, op, "the index has %d entries, the limit is %d", n, MaxIndexEntries)
 		}
 		if !slices.ContainsFunc(doc.Manifests, func(d imgspec.Descriptor) bool {
 			return d.Digest == next.Digest.Digest() && d.Size == int64(len(next.Bytes))

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -46,9 +48,9 @@ func (c Credentials) Pair() (username, password string, err error) {
 	return user, strings.Trim(pass, "\x00"), nil
 }
 
-// Scrub returns err with every secret of c replaced in its text. A registry may
-// echo what it was sent, so what it says is not safe to repeat. The chain behind
-// err stays reachable for errors.As.
+// Scrub returns err with every secret of c replaced in its text, quoted or escaped for
+// a URL as well. A registry may echo what it was sent, so what it says is not safe to
+// repeat. The chain behind err stays reachable for errors.As.
 func (c Credentials) Scrub(err error) error {
 	if err == nil || c.IsZero() {
 		return err
@@ -59,8 +61,12 @@ func (c Credentials) Scrub(err error) error {
 	}
 	clean := err.Error()
 	for _, secret := range secrets {
-		if secret != "" {
-			clean = strings.ReplaceAll(clean, secret, hidden)
+		if secret == "" {
+			continue
+		}
+		quoted := strconv.Quote(secret) // as %q writes it
+		for _, form := range []string{secret, quoted[1 : len(quoted)-1], url.QueryEscape(secret), url.PathEscape(secret)} {
+			clean = strings.ReplaceAll(clean, form, hidden)
 		}
 	}
 	if clean == err.Error() {

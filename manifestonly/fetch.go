@@ -2,12 +2,10 @@ package manifestonly
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
@@ -82,6 +80,9 @@ func (f *fetcher) fetch(ctx context.Context, ref imageref.Reference, src Source)
 	f.remote, err = src.Open(ctx, ref, Access{Credentials: f.req.Credentials, Namespace: f.req.Namespace})
 	if err != nil {
 		return Image{}, err
+	}
+	if _, ok := f.remote.(Stranger); ok {
+		f.have = nil
 	}
 	defer func() {
 		if closeErr := f.remote.Close(); closeErr != nil {
@@ -179,7 +180,7 @@ func (f *fetcher) read(ctx context.Context, doc document) error {
 	if err != nil {
 		return err
 	}
-	if err := f.req.Limits.check(f.op, image); err != nil {
+	if err := f.req.Limits.Check(f.op, image.layers, image.layerBytes); err != nil {
 		return err
 	}
 	var instance imageref.ManifestDigest
@@ -211,24 +212,12 @@ func (img *Image) describe(op string, image facts, config []byte) error {
 	if err := check(op, "image config", config, image.config.digest.Digest(), image.config.size); err != nil {
 		return err
 	}
-	var parsed imgspec.Image
-	if err := json.Unmarshal(config, &parsed); err != nil {
+	parsed, err := ParseConfig(config)
+	if err != nil {
 		return errdefs.Newf(errdefs.NotAnImage, op, "the image config is not valid: %w", err)
 	}
 	img.ConfigDigest, img.Config, img.Parsed = image.config.digest, config, parsed
 	img.Layers, img.EncryptedLayers, img.LayerBytes = image.layers, image.encrypted, image.layerBytes
-	return nil
-}
-
-// check refuses an image over the limits of its handler.
-func (l Limits) check(op string, image facts) error {
-	if l.MaxLayers > 0 && image.layers > l.MaxLayers {
-		return errdefs.Newf(errdefs.TooLarge, op, "the image has %d layers; the handler allows %d", image.layers, l.MaxLayers)
-	}
-	if l.MaxImageBytes > 0 && image.layerBytes > l.MaxImageBytes {
-		return errdefs.Newf(errdefs.TooLarge, op, "the image has %d layers of %d bytes in all; the handler allows %d",
-			image.layers, image.layerBytes, l.MaxImageBytes)
-	}
 	return nil
 }
 

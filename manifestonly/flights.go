@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime/debug"
 	"strconv"
 	"sync"
+
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // Flights lets pulls that are the same in everything share one. The zero value is
@@ -81,7 +84,7 @@ type flight struct {
 
 // Do returns what pull returns. While a pull of the same key is under way its
 // result is waited for instead; it is then given without Stats, since it cost
-// nothing more. A caller whose ctx ends leaves at once with the ctx's error and
+// nothing more. A pull that panics is errdefs.Internal. A caller whose ctx ends leaves at once with the ctx's error and
 // disturbs no other; when the last one has left, the pull's own context ends.
 func (f *Flights) Do(ctx context.Context, key FlightKey, pull func(context.Context) (Result, error)) (Result, error) {
 	if err := ctx.Err(); err != nil {
@@ -118,11 +121,22 @@ func (f *Flights) board(ctx context.Context, key FlightKey, pull func(context.Co
 	f.flights[key] = on
 	go func() {
 		defer close(on.landed)
-		on.result, on.err = pull(own)
 		// Before anybody can have the result: whoever asks later asks anew.
-		f.forget(key, on)
+		defer f.forget(key, on)
+		on.result, on.err = survive(own, pull)
 	}()
 	return on, false
+}
+
+// survive runs a pull. What a registry sends may make a library panic; that costs the
+// pull, and not every pod of the node its CRI.
+func survive(ctx context.Context, pull func(context.Context) (Result, error)) (result Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errdefs.Newf(errdefs.Internal, "pull", "it panicked: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return pull(ctx)
 }
 
 // leave takes one caller off a flight. Without any left it ends, and nobody joins

@@ -14,6 +14,7 @@ import (
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // tower counts pulls and holds them until they are released.
@@ -144,6 +145,19 @@ func TestFlightsShareErrors(t *testing.T) {
 		return manifestonly.Result{}, failed
 	})
 	g.Expect(err).To(BeIdenticalTo(failed))
+}
+
+// A pull that panics lands like any other.
+func TestFlightsPanic(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	var f manifestonly.Flights
+	key := f.Key(manifestonly.Request{Name: name}, "")
+	for range 2 { // the second time it is not joined
+		_, err := f.Do(t.Context(), key, func(context.Context) (manifestonly.Result, error) { panic("a hostile index") })
+		g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Internal))
+		g.Expect(err).To(MatchError(And(ContainSubstring("a hostile index"), ContainSubstring("flights_test.go"))))
+	}
 }
 
 // Whatever differs, nothing is shared: least of all between credentials.

@@ -48,12 +48,31 @@ func (img *Image) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &p); err != nil {
 		return err
 	}
-	if err := json.Unmarshal(p.Config, &p.Parsed); err != nil {
+	var err error
+	if p.Parsed, err = ParseConfig(p.Config); err != nil {
 		return fmt.Errorf("read the config of a fetched image: %w", err)
 	}
 	*img = Image(p)
 	return nil
 }
+
+// ParseConfig reads an image config, all but its history: nobody asks for that, and of
+// all fields it takes the most memory (20 times its text), for as long as the record
+// is there.
+func ParseConfig(config []byte) (imgspec.Image, error) {
+	var parsed struct {
+		imgspec.Image
+		History ignored `json:"history"`
+	}
+	err := json.Unmarshal(config, &parsed)
+	return parsed.Image, err
+}
+
+// ignored is any JSON value.
+type ignored struct{}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (*ignored) UnmarshalJSON([]byte) error { return nil }
 
 // top returns the digest that the reference was resolved to.
 func (img Image) top() imageref.ManifestDigest {

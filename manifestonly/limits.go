@@ -10,8 +10,8 @@ const (
 	// MaxConfigSize bounds an image config, in bytes, against the same attack: the
 	// size in a manifest is the registry's claim, and may be 8 EiB.
 	MaxConfigSize = 4 << 20
-	// MaxIndexEntries bounds the instances of one index, so that choosing one
-	// stays cheap however an index is made.
+	// MaxIndexEntries bounds the instances of one index, so that reading it and
+	// choosing one stay cheap however an index is made.
 	MaxIndexEntries = 1024
 	// MaxIndexDepth bounds how many indexes stand between a reference and its
 	// image. By digest an index cannot contain itself, but a chain of them could

@@ -1,7 +1,9 @@
 package manifestonly
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -27,20 +29,56 @@ const encryptedSuffix = "+encrypted"
 // Content-Type header is not covered by the digest, and CRI-O, which reads the
 // stored bytes later, never sees it.
 type document struct {
-	SchemaVersion int                  `json:"schemaVersion"`
-	MediaType     string               `json:"mediaType"`
-	ArtifactType  string               `json:"artifactType"`
-	Config        *imgspec.Descriptor  `json:"config"`
-	Layers        []imgspec.Descriptor `json:"layers"`
-	Manifests     []imgspec.Descriptor `json:"manifests"`
-	FSLayers      json.RawMessage      `json:"fsLayers"`
+	SchemaVersion int                 `json:"schemaVersion"`
+	MediaType     string              `json:"mediaType"`
+	ArtifactType  string              `json:"artifactType"`
+	Config        *imgspec.Descriptor `json:"config"`
+	Layers        descriptors         `json:"layers"`
+	Manifests     descriptors         `json:"manifests"`
+	FSLayers      json.RawMessage     `json:"fsLayers"`
 }
+
+// descriptors are the entries of an index or the layers of an image.
+type descriptors []imgspec.Descriptor
+
+// UnmarshalJSON implements json.Unmarshaler. It counts while it reads: three bytes of
+// text make a descriptor of 120, and a list that is too long must not be in memory
+// before that is known.
+func (l *descriptors) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if start, err := dec.Token(); err != nil || start != json.Delim('[') {
+		return errNoList
+	}
+	list := descriptors{}
+	for dec.More() {
+		if len(list) == MaxIndexEntries {
+			return errTooMany
+		}
+		var d imgspec.Descriptor
+		if err := dec.Decode(&d); err != nil {
+			return err
+		}
+		list = append(list, d)
+	}
+	*l = list
+	return nil
+}
+
+var (
+	errNoList  = errors.New("not a list of descriptors")
+	errTooMany = fmt.Errorf("it has more entries or layers than the limit, %d", MaxIndexEntries)
+)
 
 // parseDocument reads a manifest or an index and refuses what is neither. op
 // says what is being done and names the reference.
 func parseDocument(op string, body []byte) (document, error) {
 	var doc document
-	if err := json.Unmarshal(body, &doc); err != nil {
+	if err := json.Unmarshal(body, &doc); errors.Is(err, errTooMany) {
+		return document{}, errdefs.New(errdefs.TooLarge, op, err)
+	} else if err != nil {
 		return document{}, errdefs.Newf(errdefs.NotAnImage, op, "the manifest is not valid JSON: %w", err)
 	}
 	if doc.SchemaVersion == 1 || doc.FSLayers != nil {
@@ -77,9 +115,6 @@ func (d document) isIndex() bool {
 
 // instance returns the entry of an index that serves the platform.
 func (d document) instance(op string, p imgspec.Platform) (imgspec.Descriptor, error) {
-	if n := len(d.Manifests); n > MaxIndexEntries {
-		return imgspec.Descriptor{}, errdefs.Newf(errdefs.TooLarge, op, "the index has %d entries, the limit is %d", n, MaxIndexEntries)
-	}
 	entry, ok := choose(d.Manifests, p)
 	if !ok {
 		w := wanted(p)[0]

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -123,7 +124,6 @@ func TestInstanceRefused(t *testing.T) {
 		n    int
 		want errdefs.Kind
 	}{
-		"too many":      {nil, MaxIndexEntries + 1, errdefs.TooLarge},
 		"none":          {nil, 0, errdefs.NoPlatform},
 		"not for us":    {func(d *imgspec.Descriptor) { d.Platform = &imgspec.Platform{OS: "plan9", Architecture: "mips"} }, 1, errdefs.NoPlatform},
 		"too large":     {func(d *imgspec.Descriptor) { d.Size = MaxManifestSize + 1 }, 1, errdefs.TooLarge},
@@ -231,4 +231,51 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A list in a manifest is counted while it is read: 4 MiB of empty descriptors would
+// be 170 MiB of memory, and several times that until the list has grown to it.
+//
+//nolint:paralleltest // measures what the process allocates
+func TestListsAreBoundedWhileRead(t *testing.T) {
+	for _, field := range []string{"manifests", "layers"} {
+		g := NewWithT(t)
+		entries := strings.Repeat(`{},`, MaxManifestSize/3-100) + `{}`
+		body := []byte(`{"schemaVersion":2,"` + field + `":[` + entries + `]}`)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := parseDocument("pull x", body)
+		runtime.ReadMemStats(&after)
+		g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.TooLarge), "%s: %v", field, err)
+		g.Expect(after.TotalAlloc-before.TotalAlloc).To(BeNumerically("<", MaxManifestSize), field)
+	}
+}
+
+func TestListsAsEncodingJSONReadsThem(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	for text, want := range map[string]descriptors{
+		`null`: nil, `[]`: {}, `[{"size":1},{}]`: {{Size: 1}, {}},
+		`[` + strings.Repeat(`{},`, MaxIndexEntries-1) + `{}]`: make(descriptors, MaxIndexEntries),
+	} {
+		var got descriptors
+		g.Expect(json.Unmarshal([]byte(text), &got)).To(Succeed())
+		g.Expect(got).To(Equal(want))
+	}
+	for _, bad := range []string{`{}`, `"x"`, `1`, `[1]`} {
+		g.Expect(json.Unmarshal([]byte(bad), new(descriptors))).NotTo(Succeed(), bad)
+	}
+}
+
+//nolint:paralleltest // measures what the process allocates
+func TestHistoryTakesNoMemory(t *testing.T) {
+	g := NewWithT(t)
+	config := []byte(`{"os":"linux","history":[` + strings.Repeat(`{},`, MaxConfigSize/3-100) + `{}],"config":{"User":"web"}}`)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	parsed, err := ParseConfig(config)
+	runtime.ReadMemStats(&after)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(parsed).To(Equal(imgspec.Image{Platform: imgspec.Platform{OS: "linux"}, Config: imgspec.ImageConfig{User: "web"}}))
+	g.Expect(after.TotalAlloc - before.TotalAlloc).To(BeNumerically("<", MaxConfigSize))
 }

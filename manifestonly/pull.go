@@ -12,6 +12,7 @@ import (
 
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
 
@@ -54,6 +55,19 @@ type Limits struct {
 	MaxImageBytes int64 `json:"max_image_bytes,omitempty"`
 	// MaxLayers bounds their number. Zero: the package's MaxLayers.
 	MaxLayers int `json:"max_layers,omitempty"`
+}
+
+// Check returns errdefs.TooLarge, with the numbers, for an image of that many layers and
+// bytes that is over the limits.
+func (l Limits) Check(op string, layers int, layerBytes int64) error {
+	if l.MaxLayers > 0 && layers > l.MaxLayers {
+		return errdefs.Newf(errdefs.TooLarge, op, "the image has %d layers; the handler allows %d", layers, l.MaxLayers)
+	}
+	if l.MaxImageBytes > 0 && layerBytes > l.MaxImageBytes {
+		return errdefs.Newf(errdefs.TooLarge, op, "the image has %d layers of %d bytes in all; the handler allows %d",
+			layers, layerBytes, l.MaxImageBytes)
+	}
+	return nil
 }
 
 // Pull is [Fetch] and [Commit]: it commits what req names as a record to store.

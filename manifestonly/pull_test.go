@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -254,6 +255,12 @@ func TestCredentialsPrintNoSecret(t *testing.T) {
 		g.Expect(scrubbed.Error()).NotTo(ContainSubstring(secret))
 	}
 	g.Expect(errors.Is(scrubbed, cause)).To(BeTrue(), "the types behind it stay")
+	odd := manifestonly.Credentials{Username: "u", Password: "a\"b c/d\\e"}
+	for _, form := range []string{"%s", "%q"} {
+		for _, said := range []string{odd.Password, url.QueryEscape(odd.Password), url.PathEscape(odd.Password)} {
+			g.Expect(odd.Scrub(fmt.Errorf("server said "+form, said)).Error()).To(MatchRegexp(`^server said "?REDACTED"?$`))
+		}
+	}
 	g.Expect(c.Scrub(nil)).To(Succeed())
 	clean := errors.New("nothing to hide")
 	g.Expect(c.Scrub(clean)).To(BeIdenticalTo(clean))

@@ -57,6 +57,14 @@ type Primer interface {
 	Prime(manifest Blob)
 }
 
+// Stranger is a Remote that may be another registry than the one in its name: nobody
+// verified who answers. What it serves proves nothing about who may see what, so
+// nothing of the store is used for it.
+type Stranger interface {
+	// Stranger does nothing.
+	Stranger()
+}
+
 // ConfigRef names the config blob of an image. Only this package makes one that
 // is not zero, from the config field of a checked manifest, so no value of it
 // names a layer.

@@ -139,7 +139,7 @@ no_groups() { [[ -z $(find /sys/fs/cgroup -path "*$CGROUP_PARENT/husk-pull-*") ]
 	eventually 15 pull_groups
 	group=$(pull_groups)
 	kill -9 "$(head -n1 "$group/cgroup.procs")"
-	run ! wait "$puller"
+	! wait "$puller" || fail "the pull succeeded" # in this shell: a child of run would not wait
 	assert_contains "$(cat "$HUSK_TMP/tmp/pull.log")" "the child was killed"
 	eventually 15 no_groups
 	crictl rmp -f "$pod"
@@ -156,7 +156,7 @@ no_groups() { [[ -z $(find /sys/fs/cgroup -path "*$CGROUP_PARENT/husk-pull-*") ]
 	child=$(head -n1 "$group/cgroup.procs")
 	husk_stop KILL
 	eventually 15 test ! -e "/proc/$child"
-	run ! wait "$puller"
+	! wait "$puller" || fail "the pull succeeded" # in this shell: a child of run would not wait
 	find /sys/fs/cgroup -depth -path "*$CGROUP_PARENT/husk-pull-*" -type d -exec rmdir {} + # kubelet removes a pod's cgroup with all in it
 	husk_start '[handlers.husk]' 'pull_in_sandbox = true'
 	crictl rmp -f "$pod"
@@ -172,7 +172,7 @@ no_groups() { [[ -z $(find /sys/fs/cgroup -path "*$CGROUP_PARENT/husk-pull-*") ]
 	local puller=$!
 	eventually 15 pull_groups
 	kill "$puller" # the client goes away
-	run ! wait "$puller"
+	! wait "$puller" || fail "the pull succeeded" # in this shell: a child of run would not wait
 	eventually 15 no_groups
 	crictl rmp -f "$pod"
 	rm "$NODE_DIR/conf/crio.conf.d/separate.conf"

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/internal/config"
@@ -16,9 +18,10 @@ const (
 )
 
 func newApp() *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:                 "husk",
 		Usage:                "metadata-only image pulls for stock CRI-O",
+		UsageText:            "husk [--config FILE] COMMAND [options] [argument]",
 		Version:              version,
 		EnableBashCompletion: true,
 		// Errors are printed once, in main, and no flag parser exits the process.
@@ -37,7 +40,8 @@ func newApp() *cli.App {
 			"Files: /etc/husk/husk.toml (or $HUSK_CONFIG) is Husk's configuration, and may be missing; " +
 			"its drop-ins are /etc/husk/husk.toml.d/*.toml; " +
 			"/etc/crio/crio.conf and crio.conf.d are CRI-O's, read for its storage, handlers and policy; " +
-			"/etc/husk/shim.toml is the shim's. All commands need root.",
+			"/etc/husk/shim.toml is the shim's. All commands but resolve, config and version need root.",
+		Action: noCommand,
 		Commands: []*cli.Command{
 			serveCommand(),
 			pullCommand(),
@@ -52,6 +56,34 @@ func newApp() *cli.App {
 			manCommand(),
 		},
 	}
+	app.OnUsageError = usageError
+	for _, command := range app.Commands {
+		command.OnUsageError = usageError
+	}
+	return app
+}
+
+// noCommand is what husk does without a command it knows.
+func noCommand(c *cli.Context) error {
+	if c.NArg() == 0 {
+		return cli.ShowAppHelp(c)
+	}
+	return errdefs.Newf(errdefs.InvalidArgument, "no command "+c.Args().First(), "see husk --help")
+}
+
+// usageError is the error of a wrong option, with the command's usage: one line, where
+// the library would print the whole help before it.
+func usageError(c *cli.Context, err error, _ bool) error {
+	return errdefs.Newf(errdefs.InvalidArgument, err.Error(), "usage: %s", c.Command.UsageText)
+}
+
+// needsRoot refuses who can neither read CRI-O's storage nor stand in front of it,
+// before anything is touched.
+func needsRoot(c *cli.Context) error {
+	if os.Geteuid() != 0 {
+		return errdefs.Newf(errdefs.Unsupported, c.Command.Name, "needs root")
+	}
+	return nil
 }
 
 // exitCode tells a script what kind of failure it was.

@@ -5,15 +5,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/containers/storage"
 	. "github.com/onsi/gomega"
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/testkit/fakeregistry"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -25,10 +30,13 @@ type place struct{ dir, husk string }
 // newPlace writes both configurations; the machine's own are not read.
 func newPlace(t *testing.T) place {
 	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, as husk does")
+	}
 	p := place{dir: t.TempDir()}
 	p.write(t, "policy.json", `{"default":[{"type":"insecureAcceptAnything"}]}`)
 	p.write(t, "auth.json", `{}`)
-	p.write(t, "registries.conf", "")
+	p.write(t, "registries.conf", "unqualified-search-registries = []\n")
 	p.write(t, "crio.conf", fmt.Sprintf(`
 [crio]
 root = "%[1]s/root"
@@ -115,18 +123,26 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"pull", "--password-stdin", "a"}, "go together"},
 		{[]string{"config", "x"}, "takes no arguments"},
 		{[]string{"version", "x"}, "takes no arguments"},
-		{[]string{"serve", "--no-such-flag"}, "no-such-flag"},
-		{[]string{"no-such-command"}, "no-such-command"},
+		{[]string{"serve", "--no-such-flag"}, "flag provided but not defined: -no-such-flag: usage: husk [--config FILE] serve"},
+		{[]string{"--no-such-flag"}, "flag provided but not defined: -no-such-flag: usage: husk [--config FILE] COMMAND"},
+		{[]string{"no-such-command"}, "no command no-such-command: see husk --help"},
+		{[]string{"inspect", "a", "--format", "json"}, "options go before a reference or an image ID; usage: husk inspect [--format"},
+		{[]string{"resolve", "a", "--format=json"}, "options go before"},
+		{[]string{"pull", "a", "-u", "b"}, "options go before"},
 		{[]string{"completion", "tcsh"}, "none of bash, zsh, fish"},
 	} {
 		g := NewWithT(t)
-		_, err := p.run(t, "", c.args...)
+		out, err := p.run(t, "", c.args...)
+		g.Expect(out).To(BeEmpty(), "the error says it all: %v", c.args)
 		g.Expect(err).To(MatchError(ContainSubstring(c.says)), "%v", c.args)
 		g.Expect(exitCode(err)).To(Equal(exitFailure), "%v", c.args)
 	}
 	g := NewWithT(t)
+	out, err := p.run(t, "")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(out).To(ContainSubstring("COMMANDS:"), "nothing asked is help asked")
 	p.husk = filepath.Join(p.dir, "none.toml")
-	_, err := p.run(t, "", "images")
+	_, err = p.run(t, "", "images")
 	g.Expect(err).To(MatchError(os.ErrNotExist), "a configuration that was named must be there")
 }
 
@@ -165,11 +181,13 @@ func TestCommands(t *testing.T) {
 	pushed := r.Push(t, "app", "v1", fakeregistry.Image{Layers: [][]byte{[]byte("a layer")}, Config: imgspec.Image{Config: imgspec.ImageConfig{User: "web"}}})
 	p := newPlace(t)
 	id := pushed.ConfigDigest.Encoded()
-	out, err := p.run(t, "", "images")
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(strings.Split(out, "\n")).To(HaveLen(2), "a heading")
-
-	out, err = p.run(t, "", "pull", "--format", "json", pushed.Reference)
+	for _, args := range [][]string{{"images"}, {"check"}, {"inspect", id}, {"rm", id}} { // no CRI-O has run here
+		_, err := p.run(t, "", args...)
+		g.Expect(exitCode(err)).To(Equal(exitUnavailable), "%v: %v", args, err)
+		g.Expect(filepath.Join(p.dir, "root")).NotTo(BeADirectory(), "%v", args)
+		g.Expect(filepath.Join(p.dir, "run")).NotTo(BeADirectory(), "%v", args)
+	}
+	out, err := p.run(t, "", "pull", "--format", "json", pushed.Reference)
 	g.Expect(err).NotTo(HaveOccurred())
 	var pulled imageView
 	g.Expect(json.Unmarshal([]byte(out), &pulled)).To(Succeed())
@@ -211,6 +229,62 @@ func TestCommands(t *testing.T) {
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(out).To(MatchJSON(`[]`), name)
 	}
+}
+
+// TestRemoveInUse names what the user named, not a storage ID.
+func TestRemoveInUse(t *testing.T) {
+	g := NewWithT(t)
+	pushed := fakeregistry.New(t, fakeregistry.Options{}).Push(t, "app", "v1", fakeregistry.Image{})
+	p := newPlace(t)
+	out, err := p.run(t, "", "pull", "--format", "{{.StorageID}}", pushed.Reference)
+	g.Expect(err).NotTo(HaveOccurred())
+	crio, err := storage.GetStore(storage.StoreOptions{ // a run root of its own, as another process
+		GraphRoot: filepath.Join(p.dir, "root"), RunRoot: filepath.Join(p.dir, "crio-run"), GraphDriverName: "vfs",
+	})
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = crio.CreateContainer("", nil, strings.TrimSpace(out), "", "", nil)
+	g.Expect(err).NotTo(HaveOccurred())
+	for _, name := range []string{pushed.Reference, pushed.ConfigDigest.Encoded()} {
+		_, err = p.run(t, "", "rm", name)
+		g.Expect(exitCode(err)).To(Equal(exitRefused), "%v", err)
+		g.Expect(err).To(MatchError("remove " + name + ": a container was made from it (crictl ps -a)"))
+	}
+	out, err = p.run(t, "", "images", "--format", "{{.StorageID}}")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(out).NotTo(BeEmpty())
+}
+
+// TestWhatNeedsRoot runs the commands on a thread of another user.
+func TestWhatNeedsRoot(t *testing.T) {
+	g := NewWithT(t)
+	p := newPlace(t)
+	g.Expect(filepath.WalkDir(filepath.Dir(p.dir), func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chmod(path, 0o777))
+	})).To(Succeed())
+	refused, other := map[string]error{}, map[string]error{}
+	var nobody sync.WaitGroup
+	nobody.Go(func() {
+		runtime.LockOSThread() // for good: the thread ends with this function
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 {
+			return
+		}
+		for _, args := range [][]string{{"serve"}, {"pull", "a"}, {"images"}, {"inspect", "a"}, {"rm", "a"}, {"check"}} {
+			_, refused[args[0]] = p.run(t, "", args...)
+		}
+		for _, args := range [][]string{{"resolve", "a"}, {"config"}, {"version"}, {"completion", "bash"}, {"man"}} {
+			_, other[args[0]] = p.run(t, "", args...)
+		}
+	})
+	nobody.Wait()
+	g.Expect(refused).To(HaveLen(6))
+	for command, err := range refused {
+		g.Expect(err).To(MatchError(command + ": needs root"))
+		g.Expect(exitCode(err)).To(Equal(exitFailure))
+	}
+	g.Expect(filepath.Join(p.dir, "root")).NotTo(BeADirectory())
+	g.Expect(errdefs.Is(other["resolve"], errdefs.Unavailable)).To(BeTrue(), "no husk serves here: %v", other["resolve"])
+	delete(other, "resolve")
+	g.Expect(other).To(And(HaveLen(4), HaveEach(BeNil())))
 }
 
 func TestHumanBytes(t *testing.T) {

@@ -36,7 +36,7 @@ func check(c *cli.Context) error {
 		return err
 	}
 	repair := c.Bool("repair")
-	report, err := n.store.Check(c.Context, cstore.CheckOptions{Repair: repair, TTL: n.config.RecordTTL.Duration})
+	report, err := n.store.Check(c.Context, cstore.CheckOptions{Repair: repair, TTL: n.Config.RecordTTL.Duration})
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func check(c *cli.Context) error {
 	case repair:
 		return errdefs.Newf(errdefs.Internal, "check", "%d of %d findings could not be repaired", left, len(report.Findings))
 	default:
-		return errdefs.Newf(errdefs.Internal, "check", "%d findings; husk check --repair repairs what can be", left)
+		return errdefs.Newf(errdefs.Internal, "check", "findings: %d; husk check --repair repairs what can be", left)
 	}
 }
 
@@ -66,18 +66,7 @@ func printReport(w io.Writer, report cstore.Report) error {
 		if references == "" {
 			references = "-"
 		}
-		rows = append(rows, []string{string(f.Kind), string(f.Done), fmt.Sprintf("%.12s", f.Record), references, oneLine(f.Detail)})
+		rows = append(rows, []string{string(f.Kind), string(f.Done), fmt.Sprintf("%.12s", f.Record), references, f.Detail})
 	}
 	return printTable(w, []string{"FINDING", "DONE", "RECORD", "REFERENCES", "DETAIL"}, rows)
-}
-
-// oneLine keeps a detail, which may hold what a damaged record says, within its row
-// and the terminal as it is.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
 }

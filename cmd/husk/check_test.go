@@ -25,11 +25,19 @@ func (p place) runCheck(t *testing.T, args ...string) (string, error) {
 	return out.String(), err
 }
 
+// withStorage makes what CRI-O has left on the node: a storage without an image.
+func (p place) withStorage(t *testing.T) place {
+	t.Helper()
+	NewWithT(t).Expect(os.Mkdir(filepath.Join(p.dir, "root"), 0o700)).To(Succeed())
+	p.write(t, "root/"+storageLock, "")
+	return p
+}
+
 func TestCheckCommand(t *testing.T) {
 	g := NewWithT(t)
 	r := fakeregistry.New(t, fakeregistry.Options{})
 	pushed := r.Push(t, "app", "v1", fakeregistry.Image{})
-	p := newPlace(t)
+	p := newPlace(t).withStorage(t)
 	out, err := p.runCheck(t)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(out).To(Equal("records: 0, nothing is wrong\n"))
@@ -86,7 +94,7 @@ func TestCheckCommandLeavesWhatANewerHuskWrote(t *testing.T) {
 
 func TestCheckCommandRefusesAShortTTL(t *testing.T) {
 	g := NewWithT(t)
-	p := newPlace(t)
+	p := newPlace(t).withStorage(t)
 	conf, err := os.ReadFile(p.husk)
 	g.Expect(err).NotTo(HaveOccurred())
 	p.husk = p.write(t, "short.toml", string(conf)+"record_ttl = \"1s\"\n")

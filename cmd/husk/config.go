@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -9,6 +8,7 @@ import (
 
 	"github.com/husk-cri/husk/internal/config"
 	"github.com/husk-cri/husk/internal/crioconf"
+	"github.com/husk-cri/husk/internal/daemon"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -38,7 +38,7 @@ func configCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			loaded := config.Read(c.String("config"))
 			if c.Bool("check") {
-				return showProblems(c, checkAll(loaded))
+				return showProblems(c, daemon.Check(loaded))
 			}
 			if err := loaded.Err(); err != nil {
 				return err
@@ -47,9 +47,19 @@ func configCommand() *cli.Command {
 			if view.Handlers == nil {
 				view.Handlers = map[string]config.Handler{} // {} in JSON, not null
 			}
-			return show(c, view, func(w io.Writer) error { return config.Render(w, loaded) })
+			return show(c, view, func(w io.Writer) error { return config.Render(w, loaded, fromCRIO(loaded.Config)) })
 		},
 	}
+}
+
+// fromCRIO has what crio.conf gives the keys of husk.toml that are not set; nothing if it
+// cannot be read, which husk config --check says.
+func fromCRIO(c config.Config) map[string]string {
+	crio, err := crioconf.Load(c.CrioConfig, c.CrioConfigDir, crioconf.Storage{})
+	if err != nil {
+		return nil
+	}
+	return map[string]string{"backend": crio.Listen, "default_handler": crio.DefaultRuntime}
 }
 
 // showProblems fails when there are any.
@@ -66,33 +76,4 @@ func showProblems(c *cli.Context, problems []config.Problem) error {
 		return err
 	}
 	return errdefs.Newf(errdefs.InvalidArgument, "check configuration", "problems found: %d", len(problems))
-}
-
-// checkAll finds what is wrong with husk.toml, with crio.conf, and with the two together.
-func checkAll(loaded config.Loaded) []config.Problem {
-	problems := append([]config.Problem{}, loaded.Problems...)
-	if loaded.Partial { // where CRI-O's configuration is, or what else was said, is not known
-		return problems
-	}
-	system, err := systemStorage()
-	if err != nil {
-		problems = append(problems, config.Problem{
-			File: "storage.conf", What: err.Error(), Remedy: "mend the file, containers-storage.conf(5): CRI-O does not start", Fatal: true,
-		})
-	}
-	crio, err := crioconf.Load(loaded.Config.CrioConfig, loaded.Config.CrioConfigDir, system)
-	if err != nil {
-		return append(problems, asProblem(err, loaded.Config.CrioConfigDir))
-	}
-	problems = append(problems, crioconf.Check(crio)...)
-	return append(problems, config.Check(loaded, crio)...)
-}
-
-// asProblem returns the problem in err, or one of file.
-func asProblem(err error, file string) config.Problem {
-	var p config.Problem
-	if errors.As(err, &p) {
-		return p
-	}
-	return config.Problem{File: file, What: err.Error(), Remedy: "mend it: husk does not start", Fatal: true}
 }

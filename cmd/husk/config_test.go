@@ -46,6 +46,8 @@ func TestConfig(t *testing.T) {
 	out, err := p.run(t, "", "config")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(out).To(ContainSubstring("From: " + filepath.Join(dropIns, "50-site.toml") + ".\nmax_pulls = 3\n"))
+	g.Expect(out).To(ContainSubstring("# In effect: " + p.dir + "/backend.sock.\n#backend = "))
+	g.Expect(out).To(ContainSubstring("# In effect: crun.\n#default_handler = "))
 	want, err := config.Load(p.husk)
 	g.Expect(err).NotTo(HaveOccurred())
 	have, err := config.Load(p.write(t, "printed.toml", out))
@@ -82,10 +84,13 @@ func TestConfigCheck(t *testing.T) {
 		"no such handler":   {"husk.toml", "listen", "assume_handler = 'hsuk'\nlisten", []string{"husk.toml: assume_handler: "}},
 		"no shim":           {"crio.conf", "/containerd-shim-husk-v2", "/containerd-shim-gone-v2", []string{"crio.conf: crio.runtime.runtimes.husk.runtime_path: "}},
 		"one socket":        {"crio.conf", "backend.sock", "front.sock", []string{"crio.conf: crio.api.listen: "}},
+		"storage driver":    {"crio.conf", `"vfs"`, `"zfss"`, []string{"crio.conf: crio.storage_driver: "}},
+		"misspelt handler":  {"crio.conf", "runtime_pull_image = true", "runtime_pull_image = true\nruntime_pullimage = true", []string{"crio.conf: crio.runtime.runtimes.husk.runtime_pullimage: "}},
 		"no TOML at CRI-O":  {"crio.conf", "[crio]", "[crio", []string{"crio.conf: line 3"}},
 		"CRI-O has none":    {"husk.toml", "/crio.conf", "/gone.conf", []string{"gone.conf: cannot be read"}},
 		"no TOML":           {"husk.toml", "listen =", "listen", []string{"husk.toml: "}},
 		"no policy":         {"policy.json", "default", "defalut", []string{"crio.conf: crio.image.signature_policy: "}},
+		"no registries":     {"registries.conf", "[]", "[", []string{"registries.conf: "}},
 		"wrong everywhere":  {"husk.toml", "listen", "max_pulls = -1\ndefault_handler = 'hsuk'\nlisten", []string{"husk.toml: max_pulls: ", "husk.toml: default_handler: "}},
 		"credentials wrong": {"auth.json", "{}", "{hunter2", []string{"crio.conf: crio.image.global_auth_file: "}},
 	} {

@@ -71,9 +71,10 @@ func completionCommand() *cli.Command {
 
 func manCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "man",
-		Usage:  "print the man page",
-		Hidden: true,
+		Name:      "man",
+		Usage:     "print the man page",
+		UsageText: "husk man",
+		Hidden:    true,
 		Action: func(c *cli.Context) error {
 			page, err := c.App.ToManWithSection(8)
 			if err != nil {

@@ -27,12 +27,13 @@ func inspectCommand() *cli.Command {
 				views = append(views, v)
 			}
 			return show(c, views, func(w io.Writer) error { return printJSON(w, views) })
-		}, (*node).look),
+		}, (*node).findOrRead),
 	}
 }
 
-// look returns what an image in a local layout would be stored as.
-func (n *node) look(ctx context.Context, name string) (imageref.Match, error) {
+// findOrRead is find, and for an image in a local layout what it would be stored as; that
+// needs no storage.
+func (n *node) findOrRead(ctx context.Context, name string) (imageref.Match, error) {
 	if !layout.Is(name) {
 		return n.find(ctx, name)
 	}
@@ -57,7 +58,7 @@ func onRecords(
 		if err != nil {
 			return err
 		}
-		n, err := openNode(c)
+		n, err := readNode(c)
 		if err != nil {
 			return err
 		}
@@ -69,12 +70,15 @@ func onRecords(
 	}
 }
 
-// find returns what name stands for: an image ID or a prefix of one, a record's
-// storage ID, or a reference. Nothing is errdefs.NotFound.
+// find opens the store and returns what name stands for there: an image ID or a prefix of
+// one, a record's storage ID, or a reference. Nothing is errdefs.NotFound.
 func (n *node) find(ctx context.Context, name string) (imageref.Match, error) {
+	if err := n.look(); err != nil {
+		return imageref.Match{}, err
+	}
 	q := imageref.NewQuery(name, nil)
 	if q.ID.IsZero() {
-		refs, err := n.source.Resolve(ctx, name)
+		refs, err := n.Source.Resolve(ctx, name)
 		if err != nil && !q.IsIDPrefix() {
 			return imageref.Match{}, err
 		}

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"text/template"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 
@@ -23,7 +25,8 @@ const (
 // formatFlag is --format, the same for every command that prints a result with [show].
 func formatFlag(value string) cli.Flag {
 	return &cli.StringFlag{
-		Name: "format", Usage: "print as `FORMAT`: text, json, or a Go template such as '{{.ImageID}}'", Value: value,
+		Name: "format", Value: value,
+		Usage: "print as `FORMAT`: text, json, or a Go template with json's names in camel case, such as '{{.ImageID}}'",
 		Action: func(_ *cli.Context, format string) error { // before the command does anything
 			if format == formatText || format == formatJSON {
 				return nil
@@ -82,7 +85,7 @@ func printTemplate(w io.Writer, t *template.Template, v any) error {
 	for _, e := range elements {
 		var line strings.Builder
 		if err := t.Execute(&line, e); err != nil { // a field that is not there, most likely
-			return errdefs.New(errdefs.InvalidArgument, "--format", err)
+			return errdefs.Newf(errdefs.InvalidArgument, "--format", "%w; the fields are %s", err, strings.Join(fieldsOf(e), ", "))
 		}
 		if _, err := fmt.Fprintln(w, line.String()); err != nil {
 			return err
@@ -91,11 +94,37 @@ func printTemplate(w io.Writer, t *template.Template, v any) error {
 	return nil
 }
 
+// fieldsOf lists what a template can name of a view, which is a struct.
+func fieldsOf(view any) []string {
+	var names []string
+	for _, f := range reflect.VisibleFields(reflect.TypeOf(view)) {
+		if f.IsExported() && !f.Anonymous {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
+
+// oneLine keeps text of others, an image's author or a damaged record, within its row
+// and the terminal as it is.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
 // printTable prints rows below their headings, in columns.
 func printTable(w io.Writer, headings []string, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	for _, row := range append([][]string{headings}, rows...) {
-		if _, err := fmt.Fprintln(t, strings.Join(row, "\t")); err != nil {
+		cells := make([]string, 0, len(row))
+		for _, cell := range row {
+			cells = append(cells, oneLine(cell))
+		}
+		if _, err := fmt.Fprintln(t, strings.Join(cells, "\t")); err != nil {
 			return err
 		}
 	}
@@ -132,6 +161,9 @@ func noArgs(c *cli.Context) error {
 
 // oneArg returns the command's only argument.
 func oneArg(c *cli.Context, what string) (string, error) {
+	if slices.ContainsFunc(c.Args().Tail(), func(arg string) bool { return strings.HasPrefix(arg, "-") }) {
+		return "", errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "options go before %s; usage: %s", what, c.Command.UsageText)
+	}
 	if c.NArg() != 1 {
 		return "", errdefs.Newf(errdefs.InvalidArgument, c.Command.Name, "want %s, got %d arguments", what, c.NArg())
 	}

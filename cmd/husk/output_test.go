@@ -37,6 +37,9 @@ func TestTemplates(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	err = printTemplate(new(bytes.Buffer), parsed, views)
 	g.Expect(errdefs.Is(err, errdefs.InvalidArgument)).To(BeTrue(), "%v", err)
+	g.Expect(err).To(MatchError(ContainSubstring("the fields are ImageID, ManifestDigest, IndexDigests, ")))
+	err = printTemplate(new(bytes.Buffer), parsed, configView{})
+	g.Expect(err).To(MatchError(And(ContainSubstring("the fields are Listen, "), HaveSuffix(", Files, Origins"))))
 	g.Expect(printTemplate(new(bytes.Buffer), parsed, []imageView{})).To(Succeed(), "nothing to print")
 }
 

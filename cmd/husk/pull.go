@@ -38,8 +38,11 @@ func pullCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			n, err := openNode(c)
+			n, err := readNode(c)
 			if err != nil {
+				return err
+			}
+			if err := n.open(); err != nil {
 				return err
 			}
 			source, err := n.sourceOf(name)

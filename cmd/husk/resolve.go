@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/internal/front/forward"
 	huskv1 "github.com/husk-cri/husk/pkg/api/husk/v1"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
@@ -72,7 +73,7 @@ func resolve(c *cli.Context) error {
 // askHusk asks the husk that listens on the socket. Its errors keep their kind.
 func askHusk(ctx context.Context, socket string, request *huskv1.ResolveImageRequest) (_ []*huskv1.Image, err error) {
 	op := "resolve " + request.GetImage()
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(forward.Target(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, errdefs.New(errdefs.InvalidArgument, op, err)
 	}
@@ -172,10 +173,10 @@ func (v resolvedView) print(w io.Writer) error {
 		{"references", strings.Join(v.References, "\n                 ")},
 		{"manifest", v.ManifestDigest},
 		{"indexes", strings.Join(v.IndexDigests, "\n                 ")},
-		{"platform", v.Platform},
+		{"platform", oneLine(v.Platform)},
 		{"layers", layers},
 		{"on host", humanBytes(v.StoredBytes)},
-		{"user", v.User},
+		{"user", oneLine(v.User)},
 		{"held by", v.HeldBy},
 		{"handlers", handlers},
 		{"pulled", pulled},

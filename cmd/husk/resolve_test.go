@@ -114,6 +114,20 @@ pulled:          1970-01-01T01:00:00Z
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InvalidArgument))
 }
 
+// TestResolveLeavesTheTerminalAlone: the author of an image chooses its user.
+func TestResolveLeavesTheTerminalAlone(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	var out bytes.Buffer
+	g.Expect(resolvedView{User: "a\x1b[2Jb\nheld by: me", Platform: "linux/\u009b31m"}.print(&out)).To(Succeed())
+	g.Expect(out.String()).NotTo(ContainSubstring("\x1b"))
+	g.Expect(out.String()).NotTo(ContainSubstring("\u009b"))
+	g.Expect(out.String()).NotTo(MatchRegexp("(?m)^held by: me"))
+	out.Reset()
+	g.Expect(printTable(&out, []string{"A", "B"}, [][]string{{"x\ty\n", "\x1b[2J"}})).To(Succeed())
+	g.Expect(out.String()).To(Equal("A     B\nx y    [2J\n"))
+}
+
 func TestResolveWithoutHusk(t *testing.T) {
 	g := NewWithT(t)
 	p := newPlace(t)
@@ -140,5 +154,6 @@ func TestResolveErrorsKeepTheirKind(t *testing.T) {
 		})
 		_, err := p.resolve(t, "app")
 		NewWithT(t).Expect(errdefs.KindOf(err)).To(Equal(kind), code.String())
+		NewWithT(t).Expect(err).NotTo(MatchError(ContainSubstring("does a husk serve")), "one has answered")
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
 
@@ -17,10 +18,14 @@ func rmCommand() *cli.Command {
 			"Ordinary images are CRI-O's; use crictl rmi for them.",
 		UsageText: "husk rm REFERENCE|ID",
 		Action: onRecords(func(c *cli.Context, n *node, found imageref.Match) error {
-			if err := n.remove(c.Context, found); err != nil {
+			err := n.remove(c.Context, found)
+			if errdefs.Is(err, errdefs.InUse) { // of a storage ID that the user has never seen
+				return errdefs.Newf(errdefs.InUse, "remove "+c.Args().First(), "a container was made from it (crictl ps -a)")
+			}
+			if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(c.App.Writer, c.Args().First())
+			_, err = fmt.Fprintln(c.App.Writer, c.Args().First())
 			return err
 		}, (*node).find),
 	}

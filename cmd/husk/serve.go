@@ -1,24 +1,9 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"os"
-	"os/signal"
-	"strings"
-	"sync"
-	"syscall"
-
-	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
-	"github.com/husk-cri/husk/internal/front"
-	"github.com/husk-cri/husk/internal/handover"
-	"github.com/husk-cri/husk/internal/janitor"
-	"github.com/husk-cri/husk/internal/logging"
-	"github.com/husk-cri/husk/internal/metrics"
-	"github.com/husk-cri/husk/internal/tracing"
-	"github.com/husk-cri/husk/manifestonly/cstore"
+	"github.com/husk-cri/husk/internal/daemon"
 )
 
 func serveCommand() *cli.Command {
@@ -30,153 +15,11 @@ func serveCommand() *cli.Command {
 			"call is lost; so does one that systemd starts with husk.socket. SIGHUP reads husk.toml, crio.conf and " +
 			"registries.conf again; SIGTERM lets the calls under way end.",
 		Before: noArgs,
-		Action: serve,
-	}
-}
-
-func serve(c *cli.Context) (err error) {
-	// From here on SIGHUP means reload; before, it would end husk.
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-
-	d, err := newDaemon(c)
-	if err != nil {
-		return err
-	}
-	if d.tracer, err = startTracing(c.Context, d); err != nil {
-		return err
-	}
-	defer func() {
-		if flushErr := d.tracer.Shutdown(c.Context); flushErr != nil { // a lost span is no failure of husk's
-			d.log.Warn("send the last traces", "error", flushErr)
-		}
-	}()
-	s := d.now.Load()
-	server, err := front.New(s.frontConfig(), front.Collaborators{
-		Handlers: d, Puller: d, Placed: d, Held: d, Records: d.store, Names: d, Log: d.log, Observer: d.metrics, Tracer: d,
-	})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Close()) }()
-	listener, err := handover.Listen(c.Context, handover.Options{Path: s.config.Listen, HandoverPath: s.config.HandoverSocket})
-	if err != nil {
-		return err
-	}
-	ctx, withdraw := listener.Offer(c.Context, d.log)
-	defer withdraw()
-	d.log.Info("serving CRI", "version", version, "listen", s.config.Listen, "socket", listener.Origin, "backend", s.backend(),
-		"guest_pull_handlers", strings.Join(s.crio.GuestPullHandlers(), ","))
-	d.warn(ctx)
-
-	var beside sync.WaitGroup
-	defer beside.Wait()
-	ctx, stop := context.WithCancel(ctx) // the work beside ends when serving does
-	defer stop()
-	beside.Go(func() { d.reloads(ctx, server, hup) })
-	beside.Go(func() { d.serveMetrics(ctx) })
-	d.notify(ctx, handover.Ready, "serving "+s.config.Listen)
-	return server.Serve(ctx, listener)
-}
-
-// newDaemon reads the settings, opens the store, and repairs what a crash has left.
-func newDaemon(c *cli.Context) (*daemon, error) {
-	s, err := readSettings(c.String("config"))
-	if err != nil {
-		return nil, err
-	}
-	d := &daemon{path: c.String("config")}
-	if err := d.use(s); err != nil {
-		return nil, err
-	}
-	if d.log, err = logging.New(c.App.ErrWriter, &d.level, s.config.LogFormat); err != nil {
-		return nil, err
-	}
-	logging.RouteLogrus(logrus.StandardLogger(), d.log)
-	if d.store, err = cstore.Open(storeOptions(s.crio.Storage)); err != nil {
-		return nil, err
-	}
-	report, err := d.store.Check(c.Context, cstore.CheckOptions{Repair: true})
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range report.Findings {
-		d.log.Warn("checked the image records", "finding", string(f.Kind), "record", f.Record, "done", string(f.Done), "detail", f.Detail)
-	}
-	d.metrics = metrics.New(metrics.Options{
-		Version: version, Methods: front.Methods(), Handlers: s.crio.GuestPullHandlers(), Records: d.store, Log: d.log,
-	})
-	return d, nil
-}
-
-// startTracing traces if CRI-O does, to the same collector: the spans are joined there.
-func startTracing(ctx context.Context, d *daemon) (*tracing.Tracer, error) {
-	t := d.now.Load().crio.Tracing
-	if !t.Enabled {
-		return nil, nil
-	}
-	return tracing.Start(ctx, tracing.Options{
-		Endpoint: t.Endpoint, SamplingPerMillion: t.SamplingPerMillion, Version: version, Log: d.log,
-	})
-}
-
-// reloads reads the configuration again for each SIGHUP. Unused records are removed
-// meanwhile, after the time that was last read.
-func (d *daemon) reloads(ctx context.Context, server *front.Server, hup <-chan os.Signal) {
-	stop := d.sweep(ctx)
-	defer func() { stop() }()
-	for {
-		select {
-		case <-ctx.Done():
-			d.notify(ctx, handover.Stopping, "")
-			return
-		case <-hup:
-		}
-		d.notify(ctx, handover.Reloading, "")
-		if err := d.reload(ctx, server); err != nil {
-			d.log.ErrorContext(ctx, "reload the configuration; the one before stays in force", "error", err)
-		} else {
-			d.log.InfoContext(ctx, "reloaded the configuration")
-			stop()
-			stop = d.sweep(ctx)
-		}
-		d.notify(ctx, handover.Ready, "")
-	}
-}
-
-// serveMetrics serves metrics until ctx is done, if the configuration wants them.
-// Pods matter more than metrics: a failure ends the metrics alone.
-func (d *daemon) serveMetrics(ctx context.Context) {
-	addr := d.now.Load().config.MetricsListen
-	if addr == "" {
-		return
-	}
-	if err := d.metrics.Serve(ctx, addr); err != nil && ctx.Err() == nil {
-		d.log.ErrorContext(ctx, "serve metrics", "listen", addr, "error", err)
-	}
-}
-
-// sweep removes records that nothing uses, if the configuration says after what time,
-// until it is stopped.
-func (d *daemon) sweep(ctx context.Context) (stop func()) {
-	ttl := d.now.Load().config.RecordTTL.Duration
-	if ttl == 0 {
-		return func() {}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	var sweeping sync.WaitGroup
-	sweeping.Go(func() {
-		if err := janitor.Run(ctx, janitor.Options{TTL: ttl, Sweeper: d.store, Log: d.log}); err != nil {
-			d.log.ErrorContext(ctx, "remove unused records", "error", err)
-		}
-	})
-	return func() { cancel(); sweeping.Wait() }
-}
-
-// notify tells systemd, which may not be there.
-func (d *daemon) notify(ctx context.Context, state handover.State, line string) {
-	if err := handover.Notify(state, line); err != nil {
-		d.log.WarnContext(ctx, "notify systemd", "error", err)
+		Action: func(c *cli.Context) error {
+			if err := needsRoot(c); err != nil {
+				return err
+			}
+			return daemon.Serve(c.Context, daemon.Options{Path: c.String("config"), Version: version, Log: c.App.ErrWriter})
+		},
 	}
 }

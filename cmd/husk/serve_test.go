@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -11,10 +12,6 @@ import (
 	"time"
 
 	. "github.com/onsi/gomega"
-
-	"github.com/husk-cri/husk/internal/config"
-	"github.com/husk-cri/husk/internal/crioconf"
-	"github.com/husk-cri/husk/manifestonly/cstore"
 )
 
 // socketDir is short: the path of a socket has at most 107 bytes.
@@ -24,23 +21,6 @@ func socketDir(t *testing.T) string {
 	NewWithT(t).Expect(err).NotTo(HaveOccurred())
 	t.Cleanup(func() { NewWithT(t).Expect(os.RemoveAll(dir)).To(Succeed()) })
 	return dir
-}
-
-func TestOneLeastRecordTTL(t *testing.T) {
-	t.Parallel()
-	NewWithT(t).Expect(config.MinRecordTTL).To(Equal(cstore.MinTTL))
-}
-
-func TestStoreOptions(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	got := storeOptions(crioconf.Storage{Root: "/r", RunRoot: "/rr", ImageStore: "/i", Driver: "d", Options: []string{"o"}})
-	g.Expect([]any{got.GraphRoot, got.RunRoot, got.ImageStore, got.Driver, got.DriverOptions}).
-		To(Equal([]any{"/r", "/rr", "/i", "d", []string{"o"}}))
-	system, err := systemStorage()
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(system.Root).NotTo(BeEmpty())
-	g.Expect(system.RunRoot).NotTo(BeEmpty())
 }
 
 // TestServe starts the daemon before CRI-O, has a second one take its socket over,
@@ -57,12 +37,12 @@ func TestServe(t *testing.T) {
 		p.write(t, "husk.toml", strings.ReplaceAll(string(text), own, socket)+
 			"handover_socket = \""+filepath.Join(dir, offer)+"\"\n"+extra+"\n")
 	}
-	start := func(ctx context.Context) chan error {
-		done := make(chan error, 1)
+	start := func(ctx context.Context) (chan error, *bytes.Buffer) { // the log may be read when it has ended
+		done, logged := make(chan error, 1), new(bytes.Buffer)
 		app := newApp()
-		app.Writer, app.ErrWriter = io.Discard, io.Discard
+		app.Writer, app.ErrWriter = io.Discard, logged
 		go func() { done <- app.RunContext(ctx, []string{"husk", "--config", p.husk, "serve"}) }()
-		return done
+		return done, logged
 	}
 	answers := func() error {
 		conn, err := net.Dial("unix", socket)
@@ -72,13 +52,14 @@ func TestServe(t *testing.T) {
 		return err
 	}
 	configure("offer.sock", "")
-	first := start(t.Context())
+	first, firstLog := start(t.Context())
 	g.Eventually(answers).WithTimeout(10 * time.Second).Should(Succeed())
 	g.Eventually(filepath.Join(dir, "offer.sock")).WithTimeout(10 * time.Second).Should(BeAnExistingFile())
 
 	ctx, cancel := context.WithCancel(t.Context())
-	second := start(ctx)
+	second, secondLog := start(ctx)
 	g.Eventually(first).WithTimeout(10 * time.Second).Should(Receive(BeNil()))
+	g.Expect(firstLog.String()).To(MatchRegexp(`stopped serving.*another husk has taken the socket over`))
 	g.Expect(answers()).To(Succeed())
 
 	configure("other.sock", "")
@@ -87,11 +68,12 @@ func TestServe(t *testing.T) {
 	g.Expect(answers()).To(Succeed())
 	cancel()
 	g.Eventually(second).WithTimeout(10 * time.Second).Should(Receive(BeNil()))
+	g.Expect(secondLog.String()).To(ContainSubstring("stopped serving"))
 	g.Expect(socket).NotTo(BeAnExistingFile())
 
 	for extra, says := range map[string]string{
 		`assume_handler = "hsuk"`:                   "hsuk",
-		`backend = "` + socket + `"`:                "both listen",
+		`backend = "` + socket + `"`:                "remove backend",
 		`log_level = "loud"`:                        "log_level",
 		`record_ttl = "1m"`:                         "record_ttl",
 		`crio_config_dir_typo = "/etc/crio/x.conf"`: "unknown key",

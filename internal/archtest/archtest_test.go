@@ -150,7 +150,7 @@ func TestWhoImportsWhat(t *testing.T) {
 		what    func(string) bool
 		allowed []string
 	}{
-		{func(n string) bool { return within(n, storage) }, []string{"manifestonly/cstore", "cmd"}},
+		{func(n string) bool { return within(n, storage) }, []string{"manifestonly/cstore"}},
 		{func(n string) bool { return within(n, criAPI) }, []string{"internal/front", "status"}},
 	} {
 		for _, from := range g.ours() {

@@ -3,15 +3,14 @@ package config
 import (
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/husk-cri/husk/internal/crioconf"
+	"github.com/husk-cri/husk/internal/metrics"
 )
 
 // maxSocketPath is sun_path without its terminating zero: bind refuses a longer one.
@@ -60,39 +59,16 @@ func (l *Loaded) validate(path string) {
 			l.refuse(s.key, "write the whole path", "%q is not absolute", s.path)
 		}
 	}
-	if err := checkMetricsListen(c.MetricsListen); err != nil {
-		l.refuse("metrics_listen", "use unix:///PATH or 127.0.0.1:PORT", "%v", err)
+	if addr := c.MetricsListen; addr != "" {
+		if err := metrics.CheckAddress(addr); err != nil {
+			l.refuse("metrics_listen", "use unix:///PATH or 127.0.0.1:PORT", "%v", err)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
 		if n := c.Handlers[name].MaxLayers; n < 0 {
 			l.refuse(handlersKey+"."+name+".max_layers", "use 1 or more", "%d is negative", n)
 		}
 	}
-}
-
-// checkMetricsListen refuses every address that another machine could reach: the
-// metrics name handlers and say what a node runs.
-func checkMetricsListen(addr string) error {
-	if addr == "" {
-		return nil
-	}
-	if path, ok := strings.CutPrefix(addr, unixScheme); ok {
-		if !filepath.IsAbs(path) {
-			return fmt.Errorf("%q names no absolute path", addr)
-		}
-		return nil
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("%q is no address", addr)
-	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() { // no name: it may come to mean another address
-		return fmt.Errorf("%q is no address of the loopback", host)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q is no port", port)
-	}
-	return nil
 }
 
 // MinRecordTTL is the least record_ttl: that of the store (cstore.MinTTL).
@@ -110,11 +86,11 @@ func Check(l Loaded, crio crioconf.Config) []Problem {
 			Remedy: "give it more time", Fatal: true,
 		})
 	}
-	for key, path := range map[string]string{
-		"registries_conf": l.Config.RegistriesConf, "registries_conf_dir": l.Config.RegistriesConfDir,
+	for _, s := range []struct{ key, path string }{
+		{"registries_conf", l.Config.RegistriesConf}, {"registries_conf_dir", l.Config.RegistriesConfDir},
 	} {
-		if _, err := os.Stat(path); path != "" && err != nil {
-			k.add(Problem{Key: key, What: err.Error(), Remedy: "name what CRI-O was started with"})
+		if _, err := os.Stat(s.path); s.path != "" && err != nil {
+			k.add(Problem{Key: s.key, What: err.Error(), Remedy: "name what CRI-O was started with"})
 		}
 	}
 	return k.found
@@ -147,6 +123,8 @@ func (k *checker) sockets() {
 		}
 		if c.Backend == "" {
 			p.File = k.crio.Where(key)
+		} else if p.Remedy = "name CRI-O's socket"; !SamePath(c.Listen, k.crio.Listen) {
+			p.Remedy = "remove backend: CRI-O listens on " + k.crio.Listen
 		}
 		k.add(p)
 	}
@@ -173,7 +151,7 @@ func (k *checker) handlers() {
 	for _, s := range []struct{ key, name string }{{"default_handler", c.DefaultHandler}, {"assume_handler", c.AssumeHandler}} {
 		if _, ok := k.crio.Handlers[s.name]; s.name != "" && !ok {
 			k.add(Problem{
-				Key: s.key, What: fmt.Sprintf("%s names %q, which is no runtime handler of crio.conf", s.key, s.name),
+				Key: s.key, What: fmt.Sprintf("%q is no runtime handler of crio.conf", s.name),
 				Remedy: "use one of " + strings.Join(slices.Sorted(maps.Keys(k.crio.Handlers)), ", "), Fatal: true,
 			})
 		}

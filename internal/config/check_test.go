@@ -24,13 +24,14 @@ func TestCheck(t *testing.T) {
 		text  string
 		file  string // ends with; "" is no problem
 		key   string
-		says  string
+		says  string // what is wrong and the remedy
 		fatal bool
 	}{
 		"nothing wrong":             {"listen = '/run/crio/crio.sock'\ndefault_handler = 'husk'\n[handlers.husk]\nmax_layers = 1\n", "", "", "", false},
 		"in front of itself":        {"listen = '/run/crio/backend.sock'", "50-husk.conf", "crio.api.listen", "both listen", true},
-		"in front of itself by key": {"listen = '/run/x.sock'\nbackend = '/run/../run//x.sock'", "husk.toml", "backend", "both listen", true},
-		"no such default":           {"default_handler = 'hsuk'", "husk.toml", "default_handler", "default_handler names", true},
+		"in front of itself by key": {"listen = '/run/x.sock'\nbackend = '/run/../run//x.sock'", "husk.toml", "backend", "remove backend: CRI-O listens on /run/crio/backend.sock", true},
+		"by key, and CRI-O too":     {"listen = '/run/crio/backend.sock'\nbackend = '/run/crio/backend.sock'", "husk.toml", "backend", "name CRI-O's socket", true},
+		"no such default":           {"default_handler = 'hsuk'", "husk.toml", "default_handler", "default_handler: \"hsuk\" is no", true},
 		"no such assumption":        {"assume_handler = 'hsuk'", "husk.toml", "assume_handler", "husk, runc", true},
 		"no such handler":           {"[handlers.hsuk]\nmax_layers = 1", "husk.toml", "handlers.hsuk", "no runtime handler", false},
 		"a handler of the host's":   {"[handlers.runc]\nmax_layers = 1", "husk.toml", "handlers.runc", "no effect", false},

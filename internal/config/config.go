@@ -37,10 +37,10 @@ type Config struct {
 	// RegistriesConf and RegistriesConfDir are what CRI-O was started with. Zero: the system's.
 	RegistriesConf    string `toml:"registries_conf" json:"registries_conf"`
 	RegistriesConfDir string `toml:"registries_conf_dir" json:"registries_conf_dir"`
-	// DefaultHandler is whose a pull is that names no pod and no handler. Zero: CRI-O's default runtime.
+	// DefaultHandler is what a pull is for that names neither a pod nor a handler. Zero: CRI-O's default runtime.
 	DefaultHandler string `toml:"default_handler" json:"default_handler"`
-	// AssumeHandler answers presence checks that bring no handler with this
-	// handler's view. Zero: CRI-O's view.
+	// AssumeHandler is whose images a presence check sees that names no handler.
+	// Zero: it sees CRI-O's.
 	AssumeHandler string `toml:"assume_handler" json:"assume_handler"`
 	// MaxPulls is how many metadata pulls run at once.
 	MaxPulls int `toml:"max_pulls" json:"max_pulls"`

@@ -2,13 +2,9 @@ package config
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -69,7 +65,7 @@ func Read(path string) Loaded {
 	if _, err := os.Stat(path); path != DefaultFile || !errors.Is(err, fs.ErrNotExist) {
 		l.merge(path)
 	}
-	files, err := dropIns(path + DropInSuffix)
+	files, err := crioconf.ReadDir(path+DropInSuffix, ".toml", maxDropIns)
 	if err != nil {
 		l.Partial = true
 		l.problem(Problem{File: path + DropInSuffix, What: err.Error(), Remedy: "remove what is not Husk's", Fatal: true})
@@ -83,33 +79,6 @@ func Read(path string) Loaded {
 }
 
 func (l *Loaded) problem(p Problem) { l.Problems = append(l.Problems, p) }
-
-// dropIns lists the files *.toml of dir, in lexical order. Other files there, such as
-// what an editor leaves, are not read.
-func dropIns(dir string) (files []string, err error) {
-	d, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	entries, err := d.ReadDir(maxDropIns + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	if len(entries) > maxDropIns {
-		return nil, fmt.Errorf("holds more than %d files", maxDropIns)
-	}
-	for _, e := range entries {
-		if name := e.Name(); filepath.Ext(name) == ".toml" && !strings.HasPrefix(name, ".") {
-			files = append(files, filepath.Join(dir, name))
-		}
-	}
-	slices.Sort(files)
-	return files, nil
-}
 
 // merge reads one file over what is there: a key replaces the key, in handlers too.
 func (l *Loaded) merge(path string) {
@@ -140,7 +109,7 @@ func (l *Loaded) merge(path string) {
 			unknown = name
 			l.problem(Problem{
 				File: path, Key: name, What: "unknown key",
-				Remedy: "see docs/configuration.md for the keys there are", Fatal: true,
+				Remedy: "mend its name (husk config prints the keys there are), or remove it", Fatal: true,
 			})
 			continue
 		}

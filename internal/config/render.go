@@ -14,9 +14,10 @@ import (
 
 // Render writes the effective configuration as TOML: each key with what it does and
 // where its value comes from. Keys without a value are commented out, with an example.
-// Reading what it wrote gives the same Config.
-func Render(w io.Writer, l Loaded) error {
-	r := &renderer{loaded: l}
+// Reading what it wrote gives the same Config. inForce has, by key, what crio.conf gives
+// those that are not set; it may be nil.
+func Render(w io.Writer, l Loaded, inForce map[string]string) error {
+	r := &renderer{loaded: l, inForce: inForce}
 	r.printf("# Husk's effective configuration. A key that is commented out is not set.\n")
 	for _, name := range l.Files {
 		r.printf("# Read: %s\n", comment(name))
@@ -44,9 +45,10 @@ func Render(w io.Writer, l Loaded) error {
 }
 
 type renderer struct {
-	loaded Loaded
-	out    bytes.Buffer
-	err    error
+	loaded  Loaded
+	inForce map[string]string
+	out     bytes.Buffer
+	err     error
 }
 
 func (r *renderer) printf(format string, args ...any) {
@@ -64,6 +66,9 @@ func (r *renderer) field(f Field, name string, value reflect.Value) {
 	}
 	r.printf("\n")
 	if value.IsZero() {
+		if now := r.inForce[name]; now != "" {
+			r.printf("# In effect: %s.\n", comment(now))
+		}
 		r.printf("#%s = %s\n", f.Key, f.Example)
 		return
 	}

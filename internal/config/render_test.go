@@ -15,7 +15,7 @@ func render(t *testing.T, l Loaded) string {
 	g := NewWithT(t)
 	g.Expect(l.Err()).NotTo(HaveOccurred())
 	var out bytes.Buffer
-	g.Expect(Render(&out, l)).To(Succeed())
+	g.Expect(Render(&out, l, nil)).To(Succeed())
 	return out.String()
 }
 
@@ -85,6 +85,23 @@ func TestRenderSaysWhereAValueComesFrom(t *testing.T) {
 	g.Expect(lines["max_layers"]).To(HaveSuffix("From: " + site + ".\n"))
 	g.Expect(lines["record_ttl"]).NotTo(ContainSubstring("From"))
 	g.Expect(out).To(And(ContainSubstring("# Read: "+path+"\n"), ContainSubstring("# Read: "+site+"\n")))
+}
+
+func TestRenderSaysWhatCRIOGives(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	inForce := map[string]string{"backend": "/run/b.sock", "default_handler": "crun\nmax_pulls = 99"}
+	for text, shown := range map[string]OmegaMatcher{
+		"":                              ContainSubstring("\n# In effect: /run/b.sock.\n#backend = "),
+		"backend = '/run/other.sock'\n": Not(ContainSubstring("/run/b.sock")),
+	} {
+		var out bytes.Buffer
+		g.Expect(Render(&out, Read(write(t, text)), inForce)).To(Succeed())
+		g.Expect(out.String()).To(shown)
+		again, err := load(t, out.String())
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(again.MaxPulls).To(Equal(16), "it is in a comment")
+	}
 }
 
 // The name of a file cannot smuggle a setting out of the comment it is printed in.

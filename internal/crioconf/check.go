@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -32,6 +31,12 @@ type checker struct {
 // changes nothing. What CRI-O is told by flags or CONTAINER_* variables it cannot see.
 func Check(c Config) []Problem {
 	k := &checker{config: c}
+	if len(c.Files) == 0 {
+		k.add("", "install CRI-O, or name its files with crio_config and crio_config_dir in husk.toml",
+			"there is no CRI-O configuration: neither this file nor drop-ins")
+		return k.problems
+	}
+	k.storage()
 	k.handlers()
 	k.image()
 	k.cgroups()
@@ -58,6 +63,16 @@ func (c Config) Where(key string) string {
 	return DefaultFile
 }
 
+// storage finds a driver that Husk's containers/storage does not have: it could open
+// no store.
+func (k *checker) storage() {
+	known := storageDrivers()
+	if driver := k.config.Storage.Driver; driver != "" && !slices.Contains(known, driver) {
+		k.add("crio.storage_driver", "use one of "+strings.Join(known, ", "), "%q is no storage driver that husk can use", driver)
+		k.problems[len(k.problems)-1].Fatal = true
+	}
+}
+
 func (k *checker) handlers() {
 	c := k.config
 	if _, ok := c.Handlers[c.DefaultRuntime]; !ok {
@@ -67,6 +82,7 @@ func (k *checker) handlers() {
 	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
 		h := c.Handlers[name]
 		k.lostKeys(name)
+		k.unknownKeys(name)
 		if h.ConfigPath != "" && h.Type != runtimeTypeVM {
 			k.add(k.key(name, "runtime_config_path"), `set runtime_type = "vm" or remove the key: CRI-O drops the handler`,
 				"is for handlers of type \"vm\", and %s is of type %q", name, typeName(h))
@@ -104,13 +120,32 @@ func (k *checker) lostKeys(name string) {
 		return
 	}
 	last, prefix := files[len(files)-1], tablesKey+"."+name+"."
+	var keys, from []string
 	for _, key := range slices.Sorted(maps.Keys(k.config.Origins)) {
-		from := k.config.Origins.Last(key)
-		if strings.HasPrefix(key, prefix) && from != last {
-			k.problems = append(k.problems, Problem{
-				File: last, Key: key, What: "is lost: " + from + " sets it, and this file names the handler again",
-				Remedy: "keep each handler in one file, whole: CRI-O takes the last table and merges nothing",
-			})
+		if own, ok := strings.CutPrefix(key, prefix); ok && k.config.Origins.Last(key) != last {
+			keys, from = append(keys, own), append(from, k.config.Origins.Last(key))
+		}
+	}
+	if len(keys) == 0 {
+		return
+	}
+	slices.Sort(from)
+	k.add(tablesKey+"."+name, "keep each handler in one file, whole: CRI-O takes the last table and merges nothing",
+		"is named again here, and loses %s of %s", strings.Join(keys, ", "), strings.Join(slices.Compact(from), ", "))
+}
+
+// unknownKeys finds what CRI-O ignores in the table of a handler: a misspelt
+// runtime_pull_image would have the host pull.
+func (k *checker) unknownKeys(name string) {
+	prefix := tablesKey + "." + name + "."
+	for _, key := range slices.Sorted(maps.Keys(k.config.Origins)) {
+		own, ok := strings.CutPrefix(key, prefix)
+		if _, other := k.config.Handlers[name+"."+own]; !ok || other || strings.Contains(own, ".") {
+			continue // a dot: of a table within, or of a handler whose name has one
+		}
+		// The decoder ignores case, CRI-O's too.
+		if !slices.ContainsFunc(handlerKeys(), func(known string) bool { return strings.EqualFold(known, own) }) {
+			k.add(key, "mend its name, or remove it", "CRI-O 1.34 has no such key and ignores it")
 		}
 	}
 }
@@ -189,7 +224,7 @@ func (k *checker) policies() {
 		k.add(key, "write the whole path: CRI-O does not start", "%q is not absolute", i.SignaturePolicyDir)
 		return
 	}
-	names, err := policyFiles(i.SignaturePolicyDir)
+	names, err := ReadDir(i.SignaturePolicyDir, ".json", maxFiles)
 	if err != nil {
 		k.add(key, "make it a directory of NAMESPACE.json", "%s", reason(err))
 	}
@@ -210,29 +245,6 @@ func policy(path string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
-}
-
-// policyFiles lists at most maxFiles policies; a missing directory has none.
-func policyFiles(dir string) (names []string, err error) {
-	d, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	entries, err := d.ReadDir(maxFiles)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	for _, e := range entries {
-		if filepath.Ext(e.Name()) == ".json" {
-			names = append(names, filepath.Join(dir, e.Name()))
-		}
-	}
-	slices.Sort(names)
-	return names, nil
 }
 
 func (k *checker) cgroups() {

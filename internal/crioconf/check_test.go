@@ -90,7 +90,10 @@ func TestCheck(t *testing.T) {
 		"no collector":             {[2]string{}, "[crio.tracing]\nenable_tracing = true\ntracing_endpoint = \"\"", "crio.tracing.tracing_endpoint", "empty"},
 		"sampling":                 {[2]string{}, "[crio.tracing]\nenable_tracing = true\ntracing_sampling_rate_per_million = 2000000", "crio.tracing.tracing_sampling_rate_per_million", "2000000"},
 		"no shim in the drop-in":   {[2]string{}, "[crio.runtime.runtimes.kata]\nruntime_type = \"vm\"\nruntime_pull_image = true", "crio.runtime.runtimes.kata.runtime_path", "missing"},
-		"named again":              {[2]string{}, "[crio.runtime.runtimes.husk]\nruntime_path = \"DIR/containerd-shim-husk-v2\"\nruntime_type = \"vm\"\nruntime_pull_image = true", "crio.runtime.runtimes.husk.runtime_config_path", "is lost"},
+		"named again":              {[2]string{}, "[crio.runtime.runtimes.husk]\nruntime_path = \"DIR/containerd-shim-husk-v2\"\nruntime_type = \"vm\"\nruntime_pull_image = true", "crio.runtime.runtimes.husk", "loses runtime_config_path of "},
+		"misspelt in a handler":    {[2]string{}, "[crio.runtime.runtimes.runc]\nruntime_path = \"/runc\"\nruntime_pullimage = true", "crio.runtime.runtimes.runc.runtime_pullimage", "no such key"},
+		"no such storage driver":   {[2]string{}, "[crio]\nstorage_driver = \"zfss\"", "crio.storage_driver", `"zfss" is no storage driver`},
+		"storage driver not built": {[2]string{}, "[crio]\nstorage_driver = \"btrfs\"", "crio.storage_driver", "no storage driver that husk can use"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -124,6 +127,47 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestLostKeysAreOneProblem: a handler that is named again loses all keys for one reason.
+func TestLostKeysAreOneProblem(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir, c := node(t, rightConf, map[string]string{
+		"10.conf": "[crio.runtime.runtimes.runc]\nruntime_path = \"/runc\"\nruntime_root = \"/r\"\nmonitor_path = \"/m\"\n",
+		"20.conf": "[crio.runtime.runtimes.runc]\nruntime_path = \"/runc\"\n",
+	})
+	g.Expect(Check(c)).To(ConsistOf(And(
+		HaveField("File", filepath.Join(dir, "d/20.conf")), HaveField("Key", "crio.runtime.runtimes.runc"),
+		HaveField("What", "is named again here, and loses monitor_path, runtime_root of "+filepath.Join(dir, "d/10.conf")),
+	)))
+}
+
+// TestKnownKeysOfHandlers: tables within a handler, another case, and a handler whose name
+// has a dot are no misspelt keys.
+func TestKnownKeysOfHandlers(t *testing.T) {
+	t.Parallel()
+	_, c := node(t, rightConf, map[string]string{"10.conf": `
+[crio.runtime.runtimes.runc]
+Runtime_Path = "/runc"
+[crio.runtime.runtimes.runc.default_annotations]
+"any.thing" = "goes"
+[crio.runtime.runtimes."runc.debug"]
+runtime_path = "/runc"
+`})
+	NewWithT(t).Expect(Check(c)).To(BeEmpty())
+}
+
+// TestNoCRIO: a machine without CRI-O has one problem, and that is it.
+func TestNoCRIO(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	c, err := merge(nil, Storage{Root: "/r"})
+	g.Expect(err).NotTo(HaveOccurred())
+	problems := Check(c)
+	g.Expect(problems).To(HaveLen(1))
+	g.Expect(problems[0].Error()).To(HavePrefix(DefaultFile + ": there is no CRI-O configuration"))
+	g.Expect(problems[0].Error()).NotTo(ContainSubstring("handler"))
+}
+
 func TestShimThatCannotRun(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -146,8 +190,9 @@ func TestSystemPolicyIsCheckedWhenNoneIsNamed(t *testing.T) {
 func TestProblemsOfFilesNameThem(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][2]string{
-		"[crio":              {"", "line 1"},
-		"[crio]\nroot = 1\n": {"crio.root", "incompatible types"},
+		"[crio":                                   {"", "line 1"},
+		"[crio]\nroot = 1\n":                      {"crio.root", "incompatible types"},
+		"[crio]\nroot = '/a'\nroot = '/b'\n":      {"crio.root", "already been defined"},
 		"[crio.image]\npull_progress_timeout='x'": {"crio.image.pull_progress_timeout", "x"},
 	} {
 		g := NewWithT(t)
@@ -157,6 +202,7 @@ func TestProblemsOfFilesNameThem(t *testing.T) {
 		g.Expect(errors.As(err, &p)).To(BeTrue(), "%v", err)
 		g.Expect([]string{p.File, p.Key}).To(Equal([]string{filepath.Join(dir, "d/50.conf"), want[0]}))
 		g.Expect(p.What).To(ContainSubstring(want[1]))
+		g.Expect(p.Error()).NotTo(ContainSubstring(".:"))
 		g.Expect(p.Error()).NotTo(ContainAny("\x00\n\x1b"), "a terminal would obey it")
 	}
 }

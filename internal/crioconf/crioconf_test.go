@@ -228,3 +228,15 @@ func TestLoadRefuses(t *testing.T) {
 		})
 	}
 }
+
+func TestReadDir(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := write(t, map[string]string{"b.json": "", "a.json": "", ".c.json": "", "d.json~": ""})
+	g.Expect(ReadDir(dir, ".json", 4)).To(Equal([]string{filepath.Join(dir, "a.json"), filepath.Join(dir, "b.json")}))
+	_, err := ReadDir(dir, ".json", 3) // a policy that is not read must not be a policy that is not there
+	g.Expect(err).To(MatchError(ContainSubstring("more than 3 files")))
+	g.Expect(ReadDir(filepath.Join(dir, "none"), ".json", 1)).To(BeEmpty())
+	_, err = ReadDir(filepath.Join(dir, "a.json"), ".json", 1)
+	g.Expect(err).To(HaveOccurred())
+}

@@ -169,6 +169,34 @@ func dropIns(dir string) ([]string, error) {
 	return files, nil
 }
 
+// ReadDir lists the files of dir whose name ends with suffix, in lexical order; hidden
+// ones, such as an editor leaves, are not among them. A missing dir is empty; one with
+// more than most entries of any name is an error, against what fills it by accident.
+func ReadDir(dir, suffix string, most int) (files []string, err error) {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	entries, err := d.ReadDir(most + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if len(entries) > most {
+		return nil, fmt.Errorf("%s holds more than %d files", dir, most)
+	}
+	for _, e := range entries {
+		if name := e.Name(); strings.HasSuffix(name, suffix) && !strings.HasPrefix(name, ".") {
+			files = append(files, filepath.Join(dir, name))
+		}
+	}
+	slices.Sort(files)
+	return files, nil
+}
+
 // ReadFile reads a regular file of at most 1 MiB. It opens nothing else: a FIFO would
 // never answer, and what has the name by accident must not fill the memory.
 func ReadFile(path string) ([]byte, error) {

@@ -75,7 +75,7 @@ func ParseProblem(file string, err error) Problem {
 	var parse toml.ParseError
 	switch {
 	case errors.As(err, &parse):
-		p.Key, p.What = parse.LastKey, fmt.Sprintf("line %d: %s", parse.Position.Line, parse.Message)
+		p.Key, p.What = parse.LastKey, fmt.Sprintf("line %d: %s", parse.Position.Line, strings.TrimSuffix(parse.Message, "."))
 	default:
 		if m := typeError.FindStringSubmatch(err.Error()); m != nil {
 			p.Key, p.What = m[2], m[3]

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -92,11 +94,26 @@ func (s *Server) askImage(ctx context.Context, name string) (*cri.Image, error) 
 }
 
 func (s *Server) askStatus(ctx context.Context, request *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+	if id := imageref.NewQuery(request.GetImage().GetImage(), nil).ID; !id.IsZero() {
+		request.Image.Image = id.String() // CRI-O takes sha256:ID for the name of a repository
+	}
 	answer := new(cri.ImageStatusResponse)
-	if err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, request, answer); err != nil {
+	err := s.ask(ctx, cri.ImageService_ImageStatus_FullMethodName, request, answer)
+	if err != nil && !s.noSuchID(ctx, request.GetImage().GetImage(), err) {
 		return nil, err
 	}
 	return answer, nil
+}
+
+// noSuchID reports whether err, CRI-O's answer to an ImageStatus, says no more than that
+// no image has the ID, or the prefix of one, that name is. CRI-O then takes it for a short
+// name, and fails where registries.conf gives that no meaning.
+func (s *Server) noSuchID(ctx context.Context, name string, err error) bool {
+	if q := imageref.NewQuery(name, nil); grpcstatus.Code(err) != codes.Unknown || (q.ID.IsZero() && !q.IsIDPrefix()) {
+		return false
+	}
+	_, meaningless := s.Names.Resolve(ctx, name)
+	return meaningless != nil
 }
 
 // ordinaryImage is askImage for an image with layers: nil when what CRI-O has by the
@@ -142,8 +159,10 @@ func (s *Server) query(ctx context.Context, name string) (imageref.Query, error)
 	return imageref.NewQuery(name, candidates), nil
 }
 
-// find returns the records that name stands for, best first.
-func (s *Server) find(ctx context.Context, name string) (imageref.Match, error) {
+// find returns the records that name stands for by the rules of among: those of what a
+// client is shown, imageref.Resolve, or imageref.ResolveStored, for which a storage ID is
+// a name too.
+func (s *Server) find(ctx context.Context, name string, among func([]imageref.Record, imageref.Query) imageref.Match) (imageref.Match, error) {
 	q, err := s.query(ctx, name)
 	if err != nil {
 		return imageref.Match{}, err
@@ -152,7 +171,7 @@ func (s *Server) find(ctx context.Context, name string) (imageref.Match, error) 
 	if err != nil {
 		return imageref.Match{}, err
 	}
-	return imageref.Resolve(records, q), nil
+	return among(records, q), nil
 }
 
 // recordByStorageID returns the record that is stored under the name; nil when

@@ -45,8 +45,8 @@ type Handler struct {
 	MaxLayers int
 }
 
-// Handlers are the runtime handlers CRI-O is configured with. The answers may
-// change between calls, when the configuration is read again.
+// Handlers are the runtime handlers CRI-O is configured with. They never change: when
+// the configuration is read again there are others ([Server.Reconfigure]).
 type Handlers interface {
 	// Handler returns the handler with the given name; false when there is none.
 	Handler(name string) (Handler, bool)
@@ -114,7 +114,7 @@ type Observer interface {
 	// included, and done when it has ended.
 	PullStarted() (done func())
 	// Pulled is called for each metadata pull that ended. outcome is "ok" or the name
-	// of an error's kind; result is zero on failure.
+	// of an error's kind; of a failure, result has only what it cost.
 	Pulled(handler, outcome string, took time.Duration, result manifestonly.Result)
 	// Forwarded is called for each call of a client that was passed on to CRI-O, edited
 	// or as it came, with the full name of its method and the code it ended with.
@@ -132,12 +132,11 @@ type Tracer interface {
 // Collaborators are the parts of Husk that the front needs.
 type Collaborators struct {
 	// These are required.
-	Handlers Handlers
-	Puller   Puller
-	Held     Held
-	Records  Records
-	Names    Names
-	Log      *slog.Logger
+	Puller  Puller
+	Held    Held
+	Records Records
+	Names   Names
+	Log     *slog.Logger
 	// Placed pulls for handlers with PullInSandbox, and everything with
 	// Config.SeparatePull. Zero: such pulls are refused.
 	Placed PlacedPuller
@@ -152,6 +151,8 @@ type Collaborators struct {
 type Config struct {
 	// Backend is the absolute path of CRI-O's socket.
 	Backend string
+	// Handlers are required.
+	Handlers Handlers
 	// DefaultHandler is whose a pull is that names no pod and no handler. Zero:
 	// CRI-O's default runtime.
 	DefaultHandler string
@@ -171,7 +172,9 @@ type Config struct {
 	MaxSendBytes, MaxRecvBytes int
 }
 
-// live is the part of the configuration that may change while the front serves.
+// live is the configuration in force. It is replaced whole, so that no decision takes
+// one half of it from before a reload and the other from after it: a pull could be
+// forwarded that neither allows.
 type live struct {
 	Config
 	pulls chan struct{} // one slot per pull under way

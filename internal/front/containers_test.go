@@ -256,6 +256,7 @@ func TestWhoseIsAPull(t *testing.T) {
 		{name: "pod wins over annotation", spec: &cri.ImageSpec{Annotations: husk}, pod: "runc", crio: true},
 		{name: "annotation", spec: &cri.ImageSpec{Annotations: husk}},
 		{name: "pod is gone", spec: new(cri.ImageSpec), pod: "husk", missing: true, code: codes.NotFound},
+		{name: "pod is gone, annotation of an ordinary handler", spec: &cri.ImageSpec{Annotations: map[string]string{annotations.RuntimeHandler: "runc"}}, pod: "husk", missing: true, code: codes.NotFound},
 		{name: "pod is gone, annotation", spec: &cri.ImageSpec{Annotations: husk}, pod: "husk", missing: true},
 		{name: "unknown handler", spec: &cri.ImageSpec{RuntimeHandler: "moon"}, code: codes.InvalidArgument},
 		{name: "unknown handler by annotation", spec: &cri.ImageSpec{Annotations: map[string]string{annotations.RuntimeHandler: "moon"}}, code: codes.InvalidArgument},

@@ -28,10 +28,15 @@ func (s *Server) createContainer(c *call) error {
 	if err := refuseForged(config, huskOnly); err != nil {
 		return err
 	}
-	if len(s.Handlers.GuestPull()) == 0 || req.GetPodSandboxId() == "" {
+	now := s.live.Load()
+	possible, err := s.guestPulls(c.ctx(), now)
+	if err != nil {
+		return err
+	}
+	if !possible || req.GetPodSandboxId() == "" {
 		return s.createOrdinary(c, config)
 	}
-	p, err := s.podByID(c.ctx(), req.GetPodSandboxId())
+	p, err := s.podByID(c.ctx(), now, req.GetPodSandboxId())
 	if err != nil {
 		return err
 	}
@@ -86,10 +91,11 @@ func (s *Server) restorePod(c *call) error {
 			return err
 		}
 	}
-	if len(s.Handlers.GuestPull()) == 0 {
+	now := s.live.Load()
+	if len(now.Handlers.GuestPull()) == 0 {
 		return c.passOn()
 	}
-	h, err := s.orDefault(req.GetRuntimeHandler())
+	h, err := now.orDefault(req.GetRuntimeHandler())
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package front_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -138,7 +139,12 @@ func (f *fakeCRIO) ImageStatus(_ context.Context, req *cri.ImageStatusRequest) (
 	if req.GetImage().GetImage() == "" {
 		return nil, status.Error(codes.Unknown, "no image specified")
 	}
-	return &cri.ImageStatusResponse{Image: f.lookup(req.Image.Image)}, nil
+	name := req.Image.Image
+	image, hex := f.lookup(name), strings.TrimPrefix(name, "sha256:")
+	if image == nil && (hex != name || len(hex) < 64 && imageref.NewQuery(hex, nil).IsIDPrefix()) {
+		return nil, status.Errorf(codes.Unknown, "short-name %q did not resolve to an alias", name)
+	}
+	return &cri.ImageStatusResponse{Image: image}, nil
 }
 
 func (f *fakeCRIO) ListImages(_ context.Context, req *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
@@ -301,9 +307,12 @@ func (r *fakeRegistry) PullHeld(ctx context.Context, id imageref.ImageID, ref im
 	return manifestonly.Result{}, errdefs.Newf(errdefs.NotFound, "use held image", "none")
 }
 
-// Resolve implements front.Names without short-name aliases.
+// Resolve implements front.Names; what may be an ID has no meaning as a short name.
 func (r *fakeRegistry) Resolve(_ context.Context, name string) ([]imageref.Reference, error) {
 	ref, err := imageref.ParseReference(name)
+	if strings.HasPrefix(name, "sha256:") || imageref.NewQuery(name, nil).IsIDPrefix() {
+		err = errors.New("a short name")
+	}
 	if err != nil {
 		return nil, errdefs.New(errdefs.InvalidArgument, "resolve "+name, err)
 	}
@@ -336,8 +345,17 @@ func (r *fakeRegistry) publish(name, user, salt string) manifestonly.Image {
 	return img
 }
 
-// fakeHandlers has runc (the default), husk and kata.
+// fakeHandlers are handlers by name; the default is runc.
 type fakeHandlers map[string]front.Handler
+
+// allHandlers has runc, husk and kata.
+func allHandlers() fakeHandlers {
+	return fakeHandlers{
+		"runc": {Name: "runc"},
+		"husk": {Name: "husk", GuestPull: true, ResolvesNames: true},
+		"kata": {Name: "kata", GuestPull: true},
+	}
+}
 
 func (h fakeHandlers) Handler(name string) (front.Handler, bool) { f, ok := h[name]; return f, ok }
 func (h fakeHandlers) Default() string                           { return "runc" }

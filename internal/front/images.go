@@ -34,6 +34,12 @@ func (s *Server) imageStatus(c *call) error {
 		return s.answerRecord(c, req, h.Name)
 	}
 	raw, err := c.relay(c.request)
+	if err != nil && s.noSuchID(c.ctx(), spec.GetImage(), err) {
+		found, findErr := s.find(c.ctx(), spec.GetImage(), imageref.Resolve)
+		if findErr == nil && len(found.Records) > 0 {
+			raw, err = nil, nil // an ID that a record has
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -59,7 +65,7 @@ func (s *Server) imageStatus(c *call) error {
 
 // answerRecord answers with the record that the request names, or with no image.
 func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler string) error {
-	found, err := s.find(c.ctx(), req.GetImage().GetImage())
+	found, err := s.find(c.ctx(), req.GetImage().GetImage(), imageref.Resolve)
 	if err != nil {
 		return err
 	}
@@ -76,7 +82,7 @@ func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler stri
 // shownHandler is the handler reported with a record when the client named none:
 // the first guest-pull handler. A record serves them all.
 func (s *Server) shownHandler() string {
-	if names := s.Handlers.GuestPull(); len(names) > 0 {
+	if names := s.live.Load().Handlers.GuestPull(); len(names) > 0 {
 		return names[0]
 	}
 	return ""

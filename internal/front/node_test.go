@@ -64,12 +64,10 @@ func newNode(t testing.TB, config front.Config, change ...func(*front.Collaborat
 	t.Cleanup(backend.Stop)
 	n.stopCRIO = backend.Stop
 
+	if config.Handlers == nil {
+		config.Handlers = allHandlers()
+	}
 	with := front.Collaborators{
-		Handlers: fakeHandlers{
-			"runc": {Name: "runc"},
-			"husk": {Name: "husk", GuestPull: true, ResolvesNames: true},
-			"kata": {Name: "kata", GuestPull: true},
-		},
 		Puller: n.registry, Held: n.registry, Records: counted{records, &n.listings}, Names: n.registry, Log: slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {

@@ -237,7 +237,7 @@ func TestHTTPReportsTheTrueImage(t *testing.T) {
 	})}
 	go func() { _ = crio.Serve(listener) }()
 	t.Cleanup(func() { _ = crio.Close() })
-	server, err := front.New(front.Config{Backend: socket}, front.Collaborators{Handlers: fakeHandlers{}, Log: slog.New(slog.DiscardHandler)})
+	server, err := front.New(front.Config{Backend: socket, Handlers: fakeHandlers{}}, front.Collaborators{Log: slog.New(slog.DiscardHandler)})
 	g.Expect(err).NotTo(HaveOccurred())
 	own := filepath.Join(t.TempDir(), "front.sock")
 	ownListener, err := net.Listen("unix", own)

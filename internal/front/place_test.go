@@ -29,13 +29,13 @@ func (p *placed) PullAt(ctx context.Context, place front.Place, req manifestonly
 	return p.registry.Pull(ctx, req)
 }
 
-// inPods changes a node so that the handler husk pulls in the pod's network.
-func inPods(p *placed) func(*front.Collaborators) {
-	return func(c *front.Collaborators) {
-		c.Handlers = fakeHandlers{"runc": {Name: "runc"}, "husk": {Name: "husk", GuestPull: true, ResolvesNames: true, PullInSandbox: true}}
+// inPods is a node on which the handler husk pulls in the pod's network.
+func inPods(t *testing.T, p *placed) *node {
+	handlers := fakeHandlers{"runc": {Name: "runc"}, "husk": {Name: "husk", GuestPull: true, ResolvesNames: true, PullInSandbox: true}}
+	return newNode(t, front.Config{Handlers: handlers}, func(c *front.Collaborators) {
 		// Whoever pulls from the host's network fails the test.
 		p.registry, c.Puller, c.Placed = c.Puller.(*fakeRegistry), noPuller{}, p
-	}
+	})
 }
 
 type noPuller struct{}
@@ -47,7 +47,7 @@ func (noPuller) Pull(context.Context, manifestonly.Request) (manifestonly.Result
 func TestPullInSandbox(t *testing.T) {
 	t.Parallel()
 	p := new(placed)
-	n := newNode(t, front.Config{}, inPods(p))
+	n := inPods(t, p)
 	n.registry.publish(appImage, "web", "")
 	_, config := n.sandbox("pod", "husk")
 	for _, spec := range []*cri.ImageSpec{{}, {RuntimeHandler: "husk"}} {
@@ -69,7 +69,7 @@ func TestPullInSandbox(t *testing.T) {
 func TestPullInSandboxNeedsThePod(t *testing.T) {
 	t.Parallel()
 	p := new(placed)
-	n := newNode(t, front.Config{}, inPods(p))
+	n := inPods(t, p)
 	n.registry.publish(appImage, "web", "")
 	_, gone := n.sandbox("gone", "husk")
 	n.crio.sandboxes = nil
@@ -129,7 +129,7 @@ func TestHandlerLimits(t *testing.T) {
 		"small": {Name: "small", GuestPull: true, ResolvesNames: true, MaxImageBytes: 1<<20 - 1},
 		"exact": {Name: "exact", GuestPull: true, ResolvesNames: true, MaxImageBytes: 1 << 20, MaxLayers: 2},
 	}
-	n := newNode(t, front.Config{}, func(c *front.Collaborators) { c.Handlers = handlers })
+	n := newNode(t, front.Config{Handlers: handlers})
 	n.registry.publish(appImage, "web", "") // 2 layers, 1 MiB
 	n.pull(appImage)
 	for name, h := range handlers {
@@ -166,13 +166,13 @@ func TestReconfigure(t *testing.T) {
 	// Whose a pull without pod and handler is.
 	n.Expect(pull()).To(Succeed())
 	n.Expect(n.registry.asked).To(BeEmpty())
-	n.server.Reconfigure(front.Config{MaxPulls: 1, DefaultHandler: "husk"})
+	n.server.Reconfigure(front.Config{Handlers: allHandlers(), MaxPulls: 1, DefaultHandler: "husk"})
 	n.Expect(pull()).To(Succeed())
 	n.Expect(n.registry.asked).To(HaveLen(1))
 	// Presence checks without a handler.
 	presence := &cri.ImageSpec{Image: appImage, Annotations: podAnnotations()}
 	n.Expect(n.status(t, presence)).To(BeNil())
-	n.server.Reconfigure(front.Config{MaxPulls: 1, DefaultHandler: "husk", AssumeHandler: "husk"})
+	n.server.Reconfigure(front.Config{Handlers: allHandlers(), MaxPulls: 1, DefaultHandler: "husk", AssumeHandler: "husk"})
 	n.Expect(n.status(t, presence)).NotTo(BeNil())
 	// A slot that is taken stays taken by a reload that leaves their number alone.
 	entered, leave := make(chan struct{}, 3), make(chan struct{})
@@ -182,11 +182,11 @@ func TestReconfigure(t *testing.T) {
 	results := make(chan error, 3)
 	go func() { results <- pull() }()
 	<-entered
-	n.server.Reconfigure(front.Config{MaxPulls: 1, DefaultHandler: "husk"})
+	n.server.Reconfigure(front.Config{Handlers: allHandlers(), MaxPulls: 1, DefaultHandler: "husk"})
 	go func() { results <- pull() }()
 	n.Consistently(entered, "100ms").ShouldNot(Receive())
 	// With more of them the next pull begins at once.
-	n.server.Reconfigure(front.Config{MaxPulls: 2, DefaultHandler: "husk"})
+	n.server.Reconfigure(front.Config{Handlers: allHandlers(), MaxPulls: 2, DefaultHandler: "husk"})
 	go func() { results <- pull() }()
 	n.Eventually(entered, "10s").Should(Receive())
 	release()
@@ -195,36 +195,47 @@ func TestReconfigure(t *testing.T) {
 	}
 }
 
-// TestHandlersAreAskedAtEachCall: crio.conf was read again.
-func TestHandlersAreAskedAtEachCall(t *testing.T) {
+// TestReconfiguredHandlers: crio.conf was read again.
+func TestReconfiguredHandlers(t *testing.T) {
 	t.Parallel()
-	now := new(changing)
-	now.set(fakeHandlers{"runc": {Name: "runc"}})
-	n := newNode(t, front.Config{}, func(c *front.Collaborators) { c.Handlers = now })
+	n := newNode(t, front.Config{Handlers: fakeHandlers{"runc": {Name: "runc"}}})
 	n.registry.publish(appImage, "web", "")
 	spec := &cri.ImageSpec{Image: appImage, RuntimeHandler: "husk"}
 	_, err := n.PullImage(t.Context(), &cri.PullImageRequest{Image: spec})
 	n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
-	now.set(fakeHandlers{"runc": {Name: "runc"}, "husk": {Name: "husk", GuestPull: true}})
+	n.server.Reconfigure(front.Config{Handlers: fakeHandlers{"runc": {Name: "runc"}, "husk": {Name: "husk", GuestPull: true}}})
 	_, err = n.PullImage(t.Context(), &cri.PullImageRequest{Image: spec})
 	n.Expect(err).NotTo(HaveOccurred())
 	n.Expect(n.registry.asked).To(HaveLen(1))
-	now.set(fakeHandlers{"runc": {Name: "runc"}, "kata": {Name: "kata", GuestPull: true}})
+	n.server.Reconfigure(front.Config{Handlers: fakeHandlers{"runc": {Name: "runc"}, "kata": {Name: "kata", GuestPull: true}}})
 	_, err = n.PullImage(t.Context(), &cri.PullImageRequest{Image: spec})
 	n.Expect(status.Code(err)).To(Equal(codes.InvalidArgument))
 	n.Expect(n.crio.pulled).To(BeEmpty())
 }
 
-// changing are handlers that change between calls.
-type changing struct {
-	mu  sync.Mutex
-	now fakeHandlers
+// TestLastHandlerLeavesWhilePodsRun: what its pods pull now is not pulled to the host.
+func TestLastHandlerLeavesWhilePodsRun(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, front.Config{})
+	n.registry.publish(appImage, "", "")
+	n.addImage(appImage, hexID('a'), nil, "")
+	guest, guestConfig := n.sandbox("guest", "husk")
+	runc, runcConfig := n.sandbox("runc", "runc")
+	spec := &cri.ImageSpec{Image: appImage}
+	_, err := n.PullImage(t.Context(), &cri.PullImageRequest{Image: spec, SandboxConfig: guestConfig})
+	n.Expect(err).NotTo(HaveOccurred())
+	n.server.Reconfigure(front.Config{Handlers: fakeHandlers{"runc": {Name: "runc"}}})
+	_, err = n.PullImage(t.Context(), &cri.PullImageRequest{Image: spec, SandboxConfig: guestConfig})
+	n.Expect(err).To(MatchError(ContainSubstring("husk")))
+	n.Expect(n.crio.pulled).To(BeEmpty())
+	_, err = n.create(t, guest, spec)
+	n.Expect(err).To(MatchError(ContainSubstring("husk")))
+	n.Expect(n.crio.created).To(BeEmpty())
+	// Ordinary pods are as they were.
+	_, err = n.PullImage(t.Context(), &cri.PullImageRequest{Image: spec, SandboxConfig: runcConfig})
+	n.Expect(err).NotTo(HaveOccurred())
+	_, err = n.create(t, runc, spec)
+	n.Expect(err).NotTo(HaveOccurred())
+	n.Expect(n.crio.pulled).To(HaveLen(1))
+	n.Expect(n.crio.created).To(HaveLen(1))
 }
-
-func (c *changing) set(h fakeHandlers) { c.mu.Lock(); defer c.mu.Unlock(); c.now = h }
-
-func (c *changing) get() fakeHandlers { c.mu.Lock(); defer c.mu.Unlock(); return c.now }
-
-func (c *changing) Handler(name string) (front.Handler, bool) { return c.get().Handler(name) }
-func (c *changing) Default() string                           { return c.get().Default() }
-func (c *changing) GuestPull() []string                       { return c.get().GuestPull() }

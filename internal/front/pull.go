@@ -28,17 +28,19 @@ func (s *Server) pullImage(c *call) error {
 	if name == "" {
 		return c.passOn()
 	}
-	if len(s.Handlers.GuestPull()) == 0 {
-		// No pod needs to be asked for. But a handler that CRI-O ignores, having none by
-		// that name any more, must not end in a pull of layers to the host.
-		if named := req.GetImage().GetRuntimeHandler(); named != "" {
-			if _, err := s.handlerNamed(named); err != nil {
-				return err
-			}
+	now := s.live.Load()
+	if req.GetImage().GetRuntimeHandler() == "" {
+		// Without guest pulls no pod needs to be asked for. A handler that is named is
+		// looked up all the same: CRI-O would ignore one that it has not.
+		possible, err := s.guestPulls(c.ctx(), now)
+		if err != nil {
+			return err
 		}
-		return c.passOn()
+		if !possible {
+			return c.passOn()
+		}
 	}
-	h, p, err := s.pullHandler(c.ctx(), req)
+	h, p, err := s.pullHandler(c.ctx(), now, req)
 	if err != nil {
 		return err
 	}
@@ -47,7 +49,7 @@ func (s *Server) pullImage(c *call) error {
 		return c.passOn()
 	}
 	c.did = "pulled image metadata"
-	result, err := s.pullFor(c.ctx(), h, p, req)
+	result, err := s.pullFor(c.ctx(), now, h, p, req)
 	if err != nil {
 		return err
 	}
@@ -56,28 +58,28 @@ func (s *Server) pullImage(c *call) error {
 }
 
 // pullFor pulls for a guest-pull handler and tells the observer.
-func (s *Server) pullFor(ctx context.Context, h Handler, p *pod, req *cri.PullImageRequest) (result manifestonly.Result, err error) {
+func (s *Server) pullFor(ctx context.Context, now *live, h Handler, p *pod, req *cri.PullImageRequest) (result manifestonly.Result, err error) {
 	start, done := time.Now(), s.Observer.PullStarted()
 	defer func() {
 		done()
 		outcome := outcomeOK
 		if err != nil {
-			result, outcome = manifestonly.Result{}, kindOf(err).String()
+			// The registry was asked all the same.
+			result, outcome = manifestonly.Result{Stats: result.Stats}, kindOf(err).String()
 		}
 		s.Observer.Pulled(h.Name, outcome, time.Since(start), result)
 	}()
-	place, elsewhere, err := s.placeOf(ctx, h, p, req)
+	place, elsewhere, err := s.placeOf(ctx, now, h, p, req)
 	if err != nil {
 		return result, err
 	}
-	live := s.live.Load()
 	select { // for as long as the client waits
-	case live.pulls <- struct{}{}:
+	case now.pulls <- struct{}{}:
 	case <-ctx.Done():
 		return result, ctx.Err()
 	}
-	defer func() { <-live.pulls }()
-	ctx, cancel := context.WithTimeout(ctx, live.PullTimeout)
+	defer func() { <-now.pulls }()
+	ctx, cancel := context.WithTimeout(ctx, now.PullTimeout)
 	defer cancel()
 	order := pullRequest(h, req)
 	switch {

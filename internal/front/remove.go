@@ -33,7 +33,7 @@ func (s *Server) removeImage(c *call) error {
 		}
 		return c.passOn()
 	}
-	named, err := s.named(c.ctx(), name)
+	named, err := s.find(c.ctx(), name, imageref.ResolveStored)
 	if err != nil {
 		return err
 	}
@@ -97,19 +97,6 @@ func (s *Server) done(c *call, err error) error {
 		return err
 	}
 	return c.answer(new(cri.RemoveImageResponse))
-}
-
-// named returns what a name to be removed stands for; a storage ID is one too.
-func (s *Server) named(ctx context.Context, name string) (imageref.Match, error) {
-	q, err := s.query(ctx, name)
-	if err != nil {
-		return imageref.Match{}, err
-	}
-	records, err := s.Records.List(ctx)
-	if err != nil {
-		return imageref.Match{}, err
-	}
-	return imageref.ResolveStored(records, q), nil
 }
 
 // removeNamed removes one reference, or the records of an ID: all of them or, when one

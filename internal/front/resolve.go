@@ -24,7 +24,8 @@ func (s *Server) resolveImage(c *call) error {
 	if name == "" {
 		return errdefs.Newf(errdefs.InvalidArgument, op, "no image specified")
 	}
-	h, err := s.orDefault(handler)
+	now := s.live.Load()
+	h, err := now.orDefault(handler)
 	if handler != "" && err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (s *Server) resolveImage(c *call) error {
 			return err
 		}
 		for _, rec := range imageref.Resolve(records, q).Records {
-			answer.Images = append(answer.Images, status.ResolvedRecord(rec, s.Handlers.GuestPull()))
+			answer.Images = append(answer.Images, status.ResolvedRecord(rec, now.Handlers.GuestPull()))
 		}
 	}
 	if len(answer.Images) == 0 {

@@ -27,10 +27,8 @@ func (s *Server) runPodSandbox(c *call) error {
 	config, name := req.GetConfig(), req.GetRuntimeHandler()
 	c.notePod(config)
 	c.note("handler", name)
-	if name == "" {
-		name = s.Handlers.Default()
-	}
-	if h, ok := s.Handlers.Handler(name); ok && h.GuestPull {
+	// A handler that Husk does not know is CRI-O's to refuse.
+	if h, err := s.live.Load().orDefault(name); err == nil && h.GuestPull {
 		op := "run pod sandbox " + config.GetMetadata().GetName()
 		if err := refuseKeys(op, "the pod", annotations.Reserved, config.GetAnnotations(), config.GetLabels()); err != nil {
 			return err
@@ -63,7 +61,7 @@ type pod struct {
 }
 
 // podByID asks CRI-O for a sandbox.
-func (s *Server) podByID(ctx context.Context, id string) (*pod, error) {
+func (s *Server) podByID(ctx context.Context, now *live, id string) (*pod, error) {
 	op := "find the runtime handler of sandbox " + id
 	answer := new(cri.PodSandboxStatusResponse)
 	request := &cri.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true}
@@ -93,7 +91,7 @@ func (s *Server) podByID(ctx context.Context, id string) (*pod, error) {
 		}
 	}
 	var err error
-	p.handler, err = s.orDefault(name)
+	p.handler, err = now.orDefault(name)
 	return p, err
 }
 
@@ -112,7 +110,7 @@ func (p *pod) place() (Place, error) {
 }
 
 // podOf returns the sandbox with the config's metadata; nil when CRI-O has none.
-func (s *Server) podOf(ctx context.Context, config *cri.PodSandboxConfig) (*pod, error) {
+func (s *Server) podOf(ctx context.Context, now *live, config *cri.PodSandboxConfig) (*pod, error) {
 	want := config.GetMetadata()
 	if want.GetName() == "" {
 		return nil, nil
@@ -129,7 +127,7 @@ func (s *Server) podOf(ctx context.Context, config *cri.PodSandboxConfig) (*pod,
 		have := sandbox.GetMetadata()
 		if have.GetName() == want.GetName() && have.GetNamespace() == want.GetNamespace() &&
 			have.GetUid() == want.GetUid() && have.GetAttempt() == want.GetAttempt() {
-			return s.podByID(ctx, sandbox.GetId())
+			return s.podByID(ctx, now, sandbox.GetId())
 		}
 	}
 	return nil, nil

@@ -49,10 +49,9 @@ func New(config Config, with Collaborators) (*Server, error) {
 	return s, nil
 }
 
-// Reconfigure makes calls that begin from now on follow config. What a handler may do
-// is asked of Collaborators.Handlers at each call, and is not here. Backend,
-// MaxSendBytes and MaxRecvBytes stay what they were: they need a new Server. With
-// another MaxPulls, pulls that are under way or waiting do not count against it.
+// Reconfigure makes calls that begin from now on follow config. Backend, MaxSendBytes
+// and MaxRecvBytes stay what they were: they need a new Server. With another MaxPulls,
+// pulls that are under way or waiting do not count against it.
 func (s *Server) Reconfigure(config Config) { s.live.Store(newLive(config, s.live.Load())) }
 
 // Close gives up the connection to CRI-O.

@@ -85,7 +85,7 @@ func (s *Server) request(ctx context.Context, records []imageref.Record, rec ima
 	if asked.nonRootNumber() && !own.nonRootNumber() {
 		// It may be an explicit runAsUser, or a pod with runAsNonRoot for which
 		// kubelet took this uid as proof. Never give more than was asked for.
-		s.Log.Warn("the image CRI-O holds by this name has another user than the one that was pulled; "+
+		s.Log.WarnContext(ctx, "the image CRI-O holds by this name has another user than the one that was pulled; "+
 			"keeping the request's, which is not root", "image", bounded(config.GetImage().GetUserSpecifiedImage()),
 			"request_user", bounded(asked.String()), "image_user", bounded(own.String()))
 		return req, nil

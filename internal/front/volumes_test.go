@@ -68,12 +68,11 @@ func TestImageVolumes(t *testing.T) {
 // crio.conf, its records are still there.
 func TestRecordsStayRefusedWithoutHandlers(t *testing.T) {
 	t.Parallel()
-	handlers := fakeHandlers{"runc": {Name: "runc"}, "husk": {Name: "husk", GuestPull: true}}
-	n := newNode(t, front.Config{}, func(c *front.Collaborators) { c.Handlers = handlers })
+	n := newNode(t, front.Config{})
 	rec := n.registry.publish(appImage, "", "").Record()
 	id := n.pull(appImage)
 	runc, _ := n.sandbox("runc", "runc")
-	delete(handlers, "husk")
+	n.server.Reconfigure(front.Config{Handlers: fakeHandlers{"runc": {Name: "runc"}}})
 	_, err := n.create(t, runc, &cri.ImageSpec{Image: rec.StorageID.String()})
 	n.Expect(status.Code(err)).To(Equal(codes.NotFound))
 	_, err = n.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: runc, Config: &cri.ContainerConfig{

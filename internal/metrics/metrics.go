@@ -44,8 +44,6 @@ type Options struct {
 	Handlers []string
 	// Records are counted at each scrape. Zero: no record metrics.
 	Records Lister
-	// Health answers /healthz. Zero: a process that answers is healthy.
-	Health func(ctx context.Context) error
 	// Log is told why a scrape or the server fails. Zero: nobody is.
 	Log *slog.Logger
 }
@@ -55,7 +53,6 @@ type Metrics struct {
 	registry *prometheus.Registry
 	methods  map[string]string // full name -> label
 	records  Lister
-	health   func(ctx context.Context) error
 	log      *slog.Logger
 	asking   chan struct{} // one slot: see totals
 
@@ -79,7 +76,6 @@ func New(o Options) *Metrics {
 		registry: prometheus.NewRegistry(),
 		methods:  make(map[string]string, len(o.Methods)),
 		records:  o.Records,
-		health:   o.Health,
 		log:      o.Log,
 		asking:   make(chan struct{}, 1),
 
@@ -94,11 +90,11 @@ func New(o Options) *Metrics {
 		pullsNow: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "husk_pulls_in_progress", Help: "Metadata pulls under way.",
 		}),
-		requests:      counter("husk_pull_registry_requests_total", "HTTP requests that pulls made to registries."),
-		registryBytes: counter("husk_pull_registry_bytes_total", "Bytes that pulls read from registries."),
+		requests:      counter("husk_pull_registry_requests_total", "HTTP requests that pulls made to registries, failed ones included."),
+		registryBytes: counter("husk_pull_registry_bytes_total", "Bytes that pulls read from registries, failed ones included."),
 		notRead:       counter("husk_layer_bytes_not_read_total", "Compressed layer bytes of pulled images, which the host did not read."),
 		forwarded: counters("husk_forwarded_calls_total",
-			"gRPC calls passed on to CRI-O as they are, by the code of the answer.", "method", "code"),
+			"gRPC calls of clients that were passed on to CRI-O, by the code of the answer.", "method", "code"),
 		reloads:      counters("husk_config_reloads_total", "Times the configuration was read again.", "outcome"),
 		scrapeErrors: counter("husk_scrape_errors_total", "Scrapes in which the records could not be counted."),
 	}

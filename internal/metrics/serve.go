@@ -42,7 +42,13 @@ const (
 	retryPeriod = time.Second
 )
 
-const unixScheme = "unix://"
+const (
+	unixScheme = "unix://"
+	// freshSuffix ends the name under which a socket is made.
+	freshSuffix = ".new"
+	// maxSocketPath is sun_path without its terminating zero.
+	maxSocketPath = 107
+)
 
 // address is a checked listening address.
 type address struct{ network, value string }
@@ -52,13 +58,16 @@ func parseAddress(addr string) (address, error) {
 	op := fmt.Sprintf("metrics address %q", addr)
 	if path, ok := strings.CutPrefix(addr, unixScheme); ok {
 		if !filepath.IsAbs(path) || strings.HasSuffix(path, "/") {
-			return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "the path of the socket is not absolute")
+			return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "it names no absolute path of a socket")
+		}
+		if longest := maxSocketPath - len(freshSuffix); len(path) > longest {
+			return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "the path of the socket has more than %d bytes", longest)
 		}
 		return address{"unix", filepath.Clean(path)}, nil
 	}
 	// A name is refused: what it resolves to is not this file's to say.
 	tcp, err := netip.ParseAddrPort(addr)
-	if err != nil {
+	if err != nil || tcp.Port() == 0 {
 		return address{}, errdefs.Newf(errdefs.InvalidArgument, op, "it is neither unix:///path nor a loopback IP:port")
 	}
 	if !tcp.Addr().IsLoopback() {
@@ -75,14 +84,14 @@ func CheckAddress(addr string) error {
 
 // Serve answers on addr, "unix:///path" or a loopback "IP:port", until ctx is done.
 // Any other address is errdefs.InvalidArgument. A socket at the path is replaced,
-// in use or not: the husk after this one takes it over the same way. A port in use
-// is waited for.
+// in use or not: the husk after this one takes it over the same way, and so it stays
+// when serving ends, or that one's could be removed. A port in use is waited for.
 func (m *Metrics) Serve(ctx context.Context, addr string) error {
 	at, err := parseAddress(addr)
 	if err != nil {
 		return err
 	}
-	listener, cleanup, err := m.listen(ctx, at)
+	listener, err := m.listen(ctx, at)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -103,11 +112,9 @@ func (m *Metrics) Serve(ctx context.Context, addr string) error {
 	go func() { ended <- server.Serve(netutil.LimitListener(listener, maxConnections)) }()
 	select {
 	case err := <-ended:
-		cleanup()
 		return errdefs.New(errdefs.Internal, "serve metrics on "+addr, err)
 	case <-ctx.Done():
 	}
-	cleanup() // while the listener lives, so that its inode is still its own
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if err := server.Shutdown(stop); err != nil {
@@ -117,25 +124,25 @@ func (m *Metrics) Serve(ctx context.Context, addr string) error {
 	return nil
 }
 
-// listen binds the address. cleanup removes what listening left behind.
-func (m *Metrics) listen(ctx context.Context, at address) (net.Listener, func(), error) {
+// listen binds the address.
+func (m *Metrics) listen(ctx context.Context, at address) (net.Listener, error) {
 	if at.network == "unix" {
-		return m.listenUnix(ctx, at.value)
+		return listenUnix(ctx, at.value)
 	}
 	for told := false; ; told = true {
 		l, err := new(net.ListenConfig).Listen(ctx, at.network, at.value)
 		if err == nil {
-			return l, func() {}, nil
+			return l, nil
 		}
 		if !errors.Is(err, syscall.EADDRINUSE) {
-			return nil, nil, err
+			return nil, err
 		}
 		if !told {
 			m.log.WarnContext(ctx, "the metrics address is in use: waiting for it", "address", at.value)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+			return nil, ctx.Err()
 		case <-time.After(retryPeriod):
 		}
 	}
@@ -143,22 +150,22 @@ func (m *Metrics) listen(ctx context.Context, at address) (net.Listener, func(),
 
 // listenUnix makes the socket beside its place and renames it there: the mode is
 // right before anybody can find it, and there is no moment without a socket.
-func (m *Metrics) listenUnix(ctx context.Context, path string) (_ net.Listener, _ func(), err error) {
+func listenUnix(ctx context.Context, path string) (_ net.Listener, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	fresh := path + ".new"
+	fresh := path + freshSuffix
 	for _, p := range []string{path, fresh} {
 		if err := socketOrNothing(p); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, err
+		return nil, err
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", fresh)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if u, ok := l.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false) // it would remove the name it no longer has
@@ -169,16 +176,9 @@ func (m *Metrics) listenUnix(ctx context.Context, path string) (_ net.Listener, 
 		}
 	}()
 	if err := os.Chmod(fresh, socketMode); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	mine, err := os.Lstat(fresh)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := os.Rename(fresh, path); err != nil {
-		return nil, nil, err
-	}
-	return l, func() { m.removeOwn(ctx, path, mine) }, nil
+	return l, os.Rename(fresh, path)
 }
 
 // socketOrNothing refuses a path at which there is anything but a socket.
@@ -193,14 +193,4 @@ func socketOrNothing(path string) error {
 		return errdefs.Newf(errdefs.InvalidArgument, "listen on "+path, "there is a file that is no socket")
 	}
 	return nil
-}
-
-// removeOwn removes the socket unless another process has taken its place.
-func (m *Metrics) removeOwn(ctx context.Context, path string, mine fs.FileInfo) {
-	if now, err := os.Lstat(path); err != nil || !os.SameFile(now, mine) {
-		return
-	}
-	if err := os.Remove(path); err != nil {
-		m.log.WarnContext(ctx, "remove the metrics socket", "path", path, "error", err)
-	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -51,23 +50,46 @@ type answer struct {
 // find the node's files. Without the latter a child would read another policy or
 // other credentials than the daemon does.
 func inherited(name string) bool {
-	switch strings.ToUpper(name) {
-	case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY":
-		return true
-	}
 	switch name {
 	case "HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR":
+		return true
+	}
+	return isProxy(name)
+}
+
+func isProxy(name string) bool {
+	switch strings.ToUpper(name) {
+	case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY":
 		return true
 	}
 	return false
 }
 
-// Environment returns those of the variables, "name=value", that a child gets.
-func Environment(environ []string) []string {
-	return slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
-		name, _, _ := strings.Cut(variable, "=")
-		return !inherited(name)
-	})
+// environment returns those of the variables, "name=value", that a child at the place
+// gets. In a pod's network its owner says who answers for a proxy and would be sent the
+// node's password for it, so it is left out.
+func environment(environ []string, place Place) []string {
+	var list []string
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		if isProxy(name) && place.NetNS != "" {
+			value = withoutUser(value)
+		}
+		if inherited(name) {
+			list = append(list, name+"="+value)
+		}
+	}
+	return list
+}
+
+// withoutUser returns the address of a proxy, [scheme://][user[:password]@]host[:port],
+// without the user.
+func withoutUser(address string) string {
+	host := address[strings.LastIndex(address, "@")+1:]
+	if scheme, _, ok := strings.Cut(address, "://"); ok && len(host) < len(address) {
+		return scheme + "://" + host
+	}
+	return host
 }
 
 // RunChild is the body of a child that fetches; see [sandbox.Serve].

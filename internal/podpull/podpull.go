@@ -7,7 +7,7 @@
 // The child sees the node's own files, at the node's own paths: auth files, certs.d,
 // policies, registries.conf, /etc/hosts. Of the daemon's environment it gets the
 // proxy variables, which CRI-O honours too, and those that say where such files are;
-// see [Environment]. They, the credentials and what the store holds of the image
+// see environment. They, the credentials and what the store holds of the image
 // already go to it through a pipe: nothing of it is in its arguments, its
 // environment as the kernel shows it, or on disk.
 //
@@ -107,7 +107,7 @@ func (p *Puller) pull(ctx context.Context, place Place, req manifestonly.Request
 		Platform:    req.Platform,
 		Limits:      req.Limits,
 		Registry:    p.registry(place),
-		Environment: Environment(p.Environ),
+		Environment: environment(p.Environ, place),
 		Known:       p.known(ctx, candidates),
 	}, &got)
 	if err != nil {
@@ -204,10 +204,8 @@ type limited struct {
 
 // Put implements [manifestonly.Writer].
 func (l limited) Put(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
-	if l.limits.MaxLayers > 0 && img.Layers > l.limits.MaxLayers ||
-		l.limits.MaxImageBytes > 0 && img.LayerBytes > l.limits.MaxImageBytes {
-		return imageref.Record{}, errdefs.Newf(errdefs.TooLarge, l.op, "the child answered with %d layers of %d bytes in all",
-			img.Layers, img.LayerBytes)
+	if err := l.limits.Check(l.op, img.Layers, img.LayerBytes); err != nil {
+		return imageref.Record{}, err
 	}
 	return l.Writer.Put(ctx, img)
 }

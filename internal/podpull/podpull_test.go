@@ -12,14 +12,12 @@ import (
 	"time"
 
 	. "github.com/onsi/gomega"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/husk-cri/husk/internal/testkit/fakeregistry"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
-	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // TestMain makes the test binary a child too.
@@ -39,34 +37,8 @@ const (
 	proxy    = "http://proxy-user:proxy-secret@127.0.0.1:1"
 )
 
-// store is a store in memory that gives back what it was given.
-type store struct {
-	storetest.Memory
-	blobs map[digest.Digest][]byte
-}
-
-func (s *store) Put(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
-	if s.blobs == nil {
-		s.blobs = map[digest.Digest][]byte{}
-	}
-	s.blobs[img.ConfigDigest.Digest()] = img.Config
-	for _, b := range append(img.Indexes, img.Manifest) {
-		s.blobs[b.Digest.Digest()] = b.Bytes
-	}
-	return s.Memory.Put(ctx, img)
-}
-
-func (s *store) Blob(_ context.Context, _ string, d digest.Digest) ([]byte, error) {
-	if body, ok := s.blobs[d]; ok {
-		return body, nil
-	}
-	return nil, errdefs.New(errdefs.NotFound, "blob", nil)
-}
-
-var _ manifestonly.Holder = (*store)(nil)
-
 // newPuller makes a puller whose node accepts every image, and its store.
-func newPuller(t *testing.T) (*Puller, *store) {
+func newPuller(t *testing.T) (*Puller, *storetest.Memory) {
 	t.Helper()
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600); err != nil {
@@ -75,12 +47,12 @@ func newPuller(t *testing.T) (*Puller, *store) {
 	config := registry.Config{
 		PolicyPath: policy, RegistriesConf: "/dev/null", RegistriesConfDir: t.TempDir(), AuthFile: filepath.Join(t.TempDir(), "auth.json"),
 	}
-	s := new(store)
+	s := new(storetest.Memory)
 	return &Puller{Registry: config, Names: registry.New(config), Store: s, Environ: []string{"HOME=/nonexistent"}}, s
 }
 
 // expectNothing asserts that nothing was stored.
-func expectNothing(t *testing.T, s *store) {
+func expectNothing(t *testing.T, s *storetest.Memory) {
 	t.Helper()
 	g := NewWithT(t)
 	g.Expect(s.List(t.Context())).To(BeEmpty())
@@ -133,19 +105,30 @@ func TestPullInThePod(t *testing.T) {
 func TestWarmPullFetchesNothingTwice(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	p := newPod(t)
-	r := newRegistries(t, p, fakeregistry.Options{})
-	index := r.pod.PushIndex(t, "app", "all", r.image.Entry("linux", "amd64", ""))
+	r := fakeregistry.New(t, fakeregistry.Options{})
+	image := r.Push(t, "app", "v1", fakeregistry.Image{})
+	index := r.PushIndex(t, "app", "all", image.Entry("linux", "amd64", ""))
 	puller, _ := newPuller(t)
-	req := manifestonly.Request{Name: index.Reference}
-	req.Platform.OS, req.Platform.Architecture = "linux", "amd64"
-	for _, asked := range []bool{true, false} {
-		r.pod.Forget()
-		_, err := puller.Pull(t.Context(), Place{NetNS: p.path}, req)
+	for i, pull := range []struct {
+		untrusted, asked bool
+	}{
+		{asked: true}, {asked: false},
+		// In a pod's network anyone may answer for this registry, and name what he would
+		// like to have of the store.
+		{untrusted: true, asked: true},
+	} {
+		r.Forget()
+		req := manifestonly.Request{Name: index.Reference}
+		req.Platform.OS, req.Platform.Architecture = "linux", "amd64"
+		place := Place{}
+		if pull.untrusted {
+			place.NetNS = "/proc/thread-self/ns/net" // the host's, as a pod's
+		}
+		_, err := puller.Pull(t.Context(), place, req)
 		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(r.pod.Paths()).To(ContainElement(HaveSuffix("/manifests/all")), "the registry has the last word")
-		g.Expect(r.pod.Asked(r.image.Digest.String())).To(Equal(asked))
-		g.Expect(r.pod.Asked(r.image.ConfigDigest.String())).To(Equal(asked))
+		g.Expect(r.Paths()).To(ContainElement(HaveSuffix("/manifests/all")), "the registry has the last word")
+		g.Expect(r.Asked(image.Digest.String())).To(Equal(pull.asked), "pull %d", i)
+		g.Expect(r.Asked(image.ConfigDigest.String())).To(Equal(pull.asked), "pull %d", i)
 	}
 }
 
@@ -170,6 +153,7 @@ func TestThePodsResolverIsAsked(t *testing.T) {
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	g.Expect(os.WriteFile(conf, []byte("nameserver 127.0.0.1\n"), 0o600)).To(Succeed())
 	puller, _ := newPuller(t)
+	puller.Registry.InsecureRegistries = []string{name + ":" + port}
 	result, err := puller.Pull(t.Context(), Place{NetNS: p.path, ResolvConf: conf}, manifestonly.Request{Name: name + ":" + port + "/app:v1"})
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(result.Record.Manifest.Digest()).To(Equal(r.image.Digest))

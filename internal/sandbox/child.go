@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -85,8 +86,26 @@ func isolate(resolvConf string) error {
 		// A file cannot be bound over nothing, and must not be made on the host.
 		return fmt.Errorf("the pod's resolv.conf needs one on the host to take the place of: %w", err)
 	}
-	if err := unix.Mount(resolvConf, hostResolvConf, "", unix.MS_BIND, ""); err != nil {
+	if err := bindFile(resolvConf, hostResolvConf); err != nil {
 		return fmt.Errorf("bind %s over %s: %w", resolvConf, hostResolvConf, err)
 	}
 	return nil
+}
+
+// bindFile mounts a regular file over another. A pod's owner may have put something
+// else in its place, and root who reads a device sets it going.
+func bindFile(path, over string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) // which sets nothing going
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }() // nothing was written
+	var info unix.Stat_t
+	if err := unix.Fstat(fd, &info); err != nil {
+		return err
+	}
+	if info.Mode&unix.S_IFMT != unix.S_IFREG {
+		return errors.New("it is no regular file")
+	}
+	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), over, "", unix.MS_BIND, "")
 }

@@ -3,7 +3,6 @@ package sandbox
 import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -50,11 +49,10 @@ func PlaceOf(spec *rspec.Spec) (Place, error) {
 	return place, nil
 }
 
-// resolvConf returns the host path of the pod's resolv.conf, "" if it has none.
+// resolvConf returns the host path of the pod's resolv.conf, "" if it has none. It is
+// what CRI-O mounts: CRI-O also has an annotation that says it, but writes those of the
+// pod's owner over its own.
 func resolvConf(spec *rspec.Spec) string {
-	if path := spec.Annotations[annotations.CRIOResolvPath]; path != "" {
-		return path
-	}
 	for _, m := range spec.Mounts {
 		if m.Destination == hostResolvConf {
 			return m.Source

@@ -6,7 +6,6 @@ import (
 	. "github.com/onsi/gomega"
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -22,8 +21,9 @@ func TestPlaceOf(t *testing.T) {
 	spec.Mounts = []rspec.Mount{{Destination: "/etc/hosts", Source: "/h"}, {Destination: "/etc/resolv.conf", Source: "/r"}}
 	g.Expect(PlaceOf(spec)).To(Equal(Place{NetNS: "/ns", ResolvConf: "/r", Cgroup: "/a.slice/a-b.slice"}))
 
-	spec.Annotations[annotations.CRIOResolvPath] = "/a"
-	g.Expect(PlaceOf(spec)).To(HaveField("ResolvConf", "/a"), "what CRI-O says wins")
+	// CRI-O writes the annotations of a pod's owner over its own.
+	spec.Annotations["io.kubernetes.cri-o.ResolvPath"] = "/dev/watchdog"
+	g.Expect(PlaceOf(spec)).To(HaveField("ResolvConf", "/r"))
 
 	spec.Linux.CgroupsPath = "a:b"
 	_, err := PlaceOf(spec)

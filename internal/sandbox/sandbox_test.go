@@ -187,6 +187,7 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 		"death":      {Job{}, "die", errdefs.Internal, "status 3: last words"},
 		"no netns":   {Job{Place: Place{NetNS: "/no/such"}}, "", errdefs.Internal, "network namespace"},
 		"not netns":  {Job{Place: Place{NetNS: hostResolvConf}}, "", errdefs.Internal, "network namespace"},
+		"a device":   {Job{Place: Place{ResolvConf: "/dev/null"}}, "", errdefs.Internal, "no regular file"},
 		"no resolv":  {Job{Place: Place{ResolvConf: "/no/such"}}, "", errdefs.Internal, "/no/such"},
 		"flood":      {Job{}, "talk", errdefs.Internal, ""},
 		"big answer": {Job{MaxAnswer: 10}, "", errdefs.Internal, ""},

@@ -20,12 +20,10 @@ import (
 // The attributes of Husk's own. The names are stable: dashboards use them.
 const (
 	keyImage     = attribute.Key("husk.image")
-	keyHandler   = attribute.Key("husk.handler")
 	keyErrorKind = attribute.Key("husk.error.kind")
 	keyRequests  = attribute.Key("husk.registry.requests")
 	keyBytes     = attribute.Key("husk.registry.bytes")
 	keyNamespace = attribute.Key("k8s.namespace.name")
-	keyPod       = attribute.Key("k8s.pod.name")
 )
 
 // notAReference stands for an image name that is none. What is in it is anybody's
@@ -89,8 +87,7 @@ func (t *Tracer) Intercept(ctx context.Context, method string) (_ context.Contex
 }
 
 // finish ends the span with what kind of error err is, or with the gRPC code of an
-// answer. Its text stays in the log,
-// which names the span.
+// answer. Its text stays in the log, which names the span.
 func finish(span trace.Span, err error) {
 	defer span.End()
 	if err == nil || !span.IsRecording() {
@@ -129,10 +126,8 @@ func (s *traced) Context() context.Context { return s.ctx }
 type Pull struct {
 	// Image as the client wrote it.
 	Image string
-	// Handler is the runtime handler it is pulled for.
-	Handler string
-	// Namespace and Pod name the pod.
-	Namespace, Pod string
+	// Namespace is the pod's.
+	Namespace string
 }
 
 // noPull is the end of a pull that is not traced.
@@ -149,10 +144,8 @@ func (t *Tracer) Pull(ctx context.Context, p Pull) (_ context.Context, end func(
 		return ctx, func(int, int64, error) { span.End() }
 	}
 	span.SetAttributes(keyImage.String(imageName(p.Image)))
-	for key, value := range map[attribute.Key]string{keyHandler: p.Handler, keyNamespace: p.Namespace, keyPod: p.Pod} {
-		if value != "" {
-			span.SetAttributes(key.String(value))
-		}
+	if p.Namespace != "" {
+		span.SetAttributes(keyNamespace.String(p.Namespace))
 	}
 	return ctx, func(requests int, bytes int64, err error) {
 		span.SetAttributes(keyRequests.Int(requests), keyBytes.Int64(bytes))

@@ -67,7 +67,7 @@ func pullAndAsk(tracer *tracing.Tracer, p tracing.Pull, failure error) func(cont
 }
 
 func web() tracing.Pull {
-	return tracing.Pull{Image: "reg.io/app:1", Handler: "kata", Namespace: "shop", Pod: "web-0"}
+	return tracing.Pull{Image: "reg.io/app:1", Namespace: "shop"}
 }
 
 // TestSpansJoin follows one trace from kubelet through Husk into CRI-O.
@@ -100,7 +100,7 @@ func TestSpansJoin(t *testing.T) {
 	g.Expect(attributes(spans[huskCall].GetAttributes())).To(Equal(map[string]any{
 		"rpc.system": "grpc", "rpc.service": "runtime.v1.ImageService", "rpc.method": "PullImage", "rpc.grpc.status_code": int64(0)}))
 	g.Expect(attributes(spans[huskPull].GetAttributes())).To(Equal(map[string]any{
-		"husk.image": "reg.io/app:1", "husk.handler": "kata", "k8s.namespace.name": "shop", "k8s.pod.name": "web-0",
+		"husk.image": "reg.io/app:1", "k8s.namespace.name": "shop",
 		"husk.registry.requests": int64(4), "husk.registry.bytes": int64(1234)}))
 	g.Expect(attributes(c.requests[0].GetResourceSpans()[0].GetResource().GetAttributes())).To(And(
 		HaveKeyWithValue("service.name", "husk"), HaveKey("host.name"), HaveKey("process.pid")))
@@ -166,7 +166,7 @@ func TestNoCredentialIsExported(t *testing.T) {
 		g := NewWithT(t)
 		c := startCollector(t)
 		husk := start(t, c, "husk", always)
-		n := startNode(t, husk, nil, pullAndAsk(husk, tracing.Pull{Image: test.image, Handler: "kata"}, test.failure))
+		n := startNode(t, husk, nil, pullAndAsk(husk, tracing.Pull{Image: test.image}, test.failure))
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+secret, "baggage", "k="+secret)
 		err := n.call(ctx)
 		g.Expect(err != nil).To(Equal(test.failure != nil), name)
@@ -214,16 +214,16 @@ func TestErrorsByKind(t *testing.T) {
 	}
 }
 
-// TestLongNamesAreCut sends a pod name that no cluster has.
+// TestLongNamesAreCut sends a namespace that no cluster has.
 func TestLongNamesAreCut(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	c := startCollector(t)
 	husk := start(t, c, "husk", always)
-	_, end := husk.Pull(t.Context(), tracing.Pull{Image: "app", Pod: strings.Repeat("x", 1<<20)})
+	_, end := husk.Pull(t.Context(), tracing.Pull{Image: "app", Namespace: strings.Repeat("x", 1<<20)})
 	end(0, 0, nil)
 	g.Expect(husk.Shutdown(t.Context())).To(Succeed())
-	g.Expect(attributes(c.spans(t)[huskPull].GetAttributes())["k8s.pod.name"]).To(HaveLen(512))
+	g.Expect(attributes(c.spans(t)[huskPull].GetAttributes())["k8s.namespace.name"]).To(HaveLen(512))
 }
 
 // contextOnly is a stream of which only the context is asked for.

@@ -2,7 +2,6 @@ package cstore
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/containers/storage/pkg/lockfile"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
@@ -161,7 +161,7 @@ func (s *Store) record(img *storage.Image, meta *metadata) (imageref.Record, err
 	if got := digest.FromBytes(config).String(); got != meta.Husk.Config {
 		return imageref.Record{}, errdefs.Newf(errdefs.NotFound, op, "the stored config is %s, not %s", got, meta.Husk.Config)
 	}
-	if err := json.Unmarshal(config, &r.Image); err != nil {
+	if r.Image, err = manifestonly.ParseConfig(config); err != nil {
 		return imageref.Record{}, errdefs.New(errdefs.NotFound, op, err)
 	}
 	for _, size := range img.BigDataSizes {

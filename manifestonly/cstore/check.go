@@ -146,14 +146,6 @@ func (s *Store) Check(ctx context.Context, opts CheckOptions) (Report, error) {
 	return report, err
 }
 
-// Repair is Check with Repair, for the start of a daemon. It returns how many
-// findings were mended or removed; what is left does not keep a daemon from
-// starting, and is there for Check to tell.
-func (s *Store) Repair(ctx context.Context) (int, error) {
-	report, err := s.Check(ctx, CheckOptions{Repair: true})
-	return len(report.Findings) - report.Left(), err
-}
-
 // isOtherVersion reports whether an image that is no record of this version is one
 // of another: by what its metadata says, or, where that cannot be read, by its ID.
 func isOtherVersion(img *storage.Image, unreadable error) bool {

@@ -44,6 +44,18 @@ type Options struct {
 	ImageStore string
 }
 
+// SystemOptions is what storage.conf says, from which CRI-O starts too.
+func SystemOptions() (Options, error) {
+	system, err := storage.DefaultStoreOptions()
+	if err != nil {
+		return Options{}, errdefs.New(errdefs.InvalidArgument, "read storage.conf", err)
+	}
+	return Options{
+		GraphRoot: system.GraphRoot, RunRoot: system.RunRoot, ImageStore: system.ImageStore,
+		Driver: system.GraphDriverName, DriverOptions: system.GraphDriverOptions,
+	}, nil
+}
+
 // Store is a [manifestonly.Store] on containers/storage. It may be used by many
 // goroutines and processes at once.
 type Store struct {

@@ -223,7 +223,7 @@ func TestForeignImages(t *testing.T) {
 	}
 	before, err := p.crio.Images()
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(p.Repair(t.Context())).To(Equal(0))
+	g.Expect(p.repair(t)).To(Equal(0))
 	g.Expect(p.List(t.Context())).To(BeEmpty())
 	_, err = p.Put(t.Context(), img)
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unsupported), "%v", err)

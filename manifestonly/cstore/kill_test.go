@@ -77,9 +77,7 @@ func TestKill(t *testing.T) {
 		}
 		_, err := p.crioView(t.Context())
 		g.Expect(err).NotTo(HaveOccurred(), "CRI-O goes on before any repair")
-		removed, err := p.Repair(t.Context())
-		g.Expect(err).NotTo(HaveOccurred())
-		halves += removed
+		halves += p.repair(t)
 		g.Expect(p.check(t, CheckOptions{}).Findings).To(BeEmpty())
 		images, err := p.crio.Images()
 		g.Expect(err).NotTo(HaveOccurred())
@@ -119,7 +117,7 @@ func TestProcesses(t *testing.T) {
 	g.Expect(holders).To(Equal(1), "one record holds the tag")
 	_, err = p.crioView(t.Context())
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(p.Repair(t.Context())).To(Equal(0))
+	g.Expect(p.repair(t)).To(Equal(0))
 	p.sound(t)
 }
 

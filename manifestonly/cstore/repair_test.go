@@ -64,8 +64,8 @@ func TestHalfRecord(t *testing.T) {
 
 			// Or the next start removes it, and it alone.
 			half(t, p, spec, n, true)
-			g.Expect(p.Repair(t.Context())).To(Equal(1))
-			g.Expect(p.Repair(t.Context())).To(Equal(0))
+			g.Expect(p.repair(t)).To(Equal(1))
+			g.Expect(p.repair(t)).To(Equal(0))
 			g.Expect(p.store.Exists(id.String())).To(BeFalse())
 			g.Expect(p.Get(t.Context(), whole.StorageID)).To(Equal(whole))
 			p.sound(t)
@@ -82,7 +82,7 @@ func TestUnseededHalfRecordBlindsCRIO(t *testing.T) {
 	half(t, p, storetest.Spec{Reference: "registry.test/app:v1"}, 0, false)
 	_, err := p.crioView(t.Context())
 	g.Expect(err).To(MatchError(os.ErrNotExist))
-	g.Expect(p.Repair(t.Context())).To(Equal(1))
+	g.Expect(p.repair(t)).To(Equal(1))
 	_, err = p.crioView(t.Context())
 	g.Expect(err).NotTo(HaveOccurred())
 }
@@ -106,9 +106,9 @@ func TestInterruptedSignatures(t *testing.T) {
 
 	_, err = p.crioView(t.Context())
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(p.Repair(t.Context())).To(Equal(1))
+	g.Expect(p.repair(t)).To(Equal(1))
 	p.sound(t)
-	g.Expect(p.Repair(t.Context())).To(Equal(0))
+	g.Expect(p.repair(t)).To(Equal(0))
 	_, err = p.Put(t.Context(), img)
 	g.Expect(err).NotTo(HaveOccurred())
 	p.sound(t)
@@ -144,7 +144,7 @@ func TestDamagedRecordIsMended(t *testing.T) {
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(kinds(report)).To(Equal([]string{"damaged-data left"}))
 			g.Expect(p.List(t.Context())).To(BeEmpty(), "what was found damaged is not shown any more")
-			g.Expect(p.Repair(t.Context())).To(Equal(1))
+			g.Expect(p.repair(t)).To(Equal(1))
 			p.sound(t)
 		})
 	}

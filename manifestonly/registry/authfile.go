@@ -19,8 +19,8 @@ import (
 
 // Start implements [manifestonly.Starter]: it takes the auth file that
 // crio-credential-provider left for this namespace and image, as CRI-O newer than
-// 1.34.0 does. The file serves one pull: it is moved aside, so that no other pull
-// uses it, and removed when the pull ends, however it ends.
+// 1.34.0 does. The file serves one pull and is removed before that begins, so nothing
+// of it is left however the pull ends, be it by SIGKILL.
 func (s *Source) Start(_ context.Context, req manifestonly.Request) (manifestonly.Source, func(), error) {
 	none := func() {}
 	if s.config.NamespacedAuthDir == "" || req.Namespace == "" {
@@ -46,27 +46,20 @@ func (s *Source) Start(_ context.Context, req manifestonly.Request) (manifestonl
 		return nil, nil, errdefs.New(errdefs.Internal, op, err)
 	}
 	own := *s
-	own.authFile = taken
-	// The file holds a credential for which nobody has a use any more; one that
-	// cannot be removed is in a directory that only root reads, and no pull takes it.
-	return &own, func() { _ = os.Remove(taken) }, nil
+	own.authFile = fmt.Sprintf("/proc/self/fd/%d", taken.Fd())
+	return &own, func() { _ = taken.Close() }, nil // it was only read
 }
 
-// take moves <dir>/<base>.json to a name of its own below <dir>/in-use and returns
-// that; fs.ErrNotExist when there is none.
-func take(dir, base string) (string, error) {
-	file := filepath.Join(dir, base+".json")
-	if _, err := os.Lstat(file); err != nil {
-		return "", err
+// take opens <dir>/<base>.json and removes it; fs.ErrNotExist when there is none. It
+// is moved first: what is removed must be what was opened, and only one pull takes it.
+func take(dir, base string) (*os.File, error) {
+	own := filepath.Join(dir, base+"-"+rand.Text())
+	if err := os.Rename(filepath.Join(dir, base+".json"), own); err != nil {
+		return nil, err
 	}
-	inUse := filepath.Join(dir, "in-use")
-	if err := os.MkdirAll(inUse, 0o700); err != nil {
-		return "", errors.Join(fmt.Errorf("make a place for auth files in use: %w", err), os.Remove(file))
+	file, err := os.Open(own)
+	if removeErr := os.Remove(own); err == nil && removeErr != nil {
+		return nil, errors.Join(removeErr, file.Close())
 	}
-	taken := filepath.Join(inUse, base+"-"+rand.Text()+".json")
-	err := os.Rename(file, taken)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // not taken by another pull just now
-		err = errors.Join(err, os.Remove(file))
-	}
-	return taken, err
+	return file, err
 }

@@ -54,9 +54,18 @@ func TestNamespacedAuthFile(t *testing.T) {
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unauthorized), "no namespace: %v", err)
 	g.Expect(n.files(g)).To(HaveLen(1))
 
-	_, _, err = n.pull(t, ns)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(n.files(g)).To(BeEmpty(), "it serves one pull")
+	gate := fakeregistry.NewGate()
+	r.On(fakeregistry.Blob(""), gate.Fault())
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := n.pull(t, ns)
+		done <- err
+	}()
+	<-gate.Arrived()
+	g.Expect(n.files(g)).To(BeEmpty(), "a pull that is killed leaves nothing")
+	gate.Open()
+	g.Expect(<-done).To(Succeed())
+	r.Heal()
 	_, _, err = n.pull(t, ns)
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unauthorized), "%v", err)
 

@@ -1,12 +1,10 @@
 package registry_test
 
 import (
-	"context"
 	"strings"
 	"testing"
 
 	. "github.com/onsi/gomega"
-	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/husk-cri/husk/internal/testkit/fakeregistry"
@@ -15,29 +13,6 @@ import (
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
-
-// warmStore holds what was pulled into it, like a real store.
-type warmStore struct {
-	*storetest.Memory
-	blobs map[string][]byte
-}
-
-func newWarmStore() *warmStore { return &warmStore{&storetest.Memory{}, map[string][]byte{}} }
-
-func (w *warmStore) keep(img manifestonly.Image) {
-	repository := img.Pulled.Reference.Repository() + "@"
-	w.blobs[repository+img.ConfigDigest.String()] = img.Config
-	for _, b := range append([]manifestonly.Blob{img.Manifest}, img.Indexes...) {
-		w.blobs[repository+b.Digest.String()] = b.Bytes
-	}
-}
-
-func (w *warmStore) Blob(_ context.Context, repository string, d digest.Digest) ([]byte, error) {
-	if b, ok := w.blobs[repository+"@"+d.String()]; ok {
-		return b, nil
-	}
-	return nil, errdefs.New(errdefs.NotFound, "read blob", nil)
-}
 
 // secure is a registry as in production: TLS, tokens, two users with one repository.
 func secure(t *testing.T) *fakeregistry.Registry {
@@ -60,11 +35,11 @@ func TestRequestsOfAPull(t *testing.T) {
 	r := secure(t)
 	p := r.Push(t, "team/app", "plain", fakeregistry.Image{Layers: layers()})
 	index := r.PushIndex(t, "team/app", "multi", p.Entry("linux", "amd64", ""))
-	n, store := newNode(t), newWarmStore()
+	n, warm := newNode(t), &storetest.Memory{}
 	ping, token := "GET /v2/", "GET /token"
 	manifest := func(name string) string { return "GET /v2/team/app/manifests/" + name }
 	config := "GET /v2/team/app/blobs/" + p.ConfigDigest.String()
-	pull := func(name string) []string {
+	pull := func(name string, store manifestonly.Writer) []string {
 		t.Helper()
 		r.Forget()
 		result, err := manifestonly.Pull(t.Context(), manifestonly.Request{
@@ -80,18 +55,13 @@ func TestRequestsOfAPull(t *testing.T) {
 		g.Expect(result.Stats).To(Equal(manifestonly.Stats{Requests: len(r.Requests()), Bytes: bytes}), "counted right")
 		return r.Paths()
 	}
-	g.Expect(pull(p.Reference)).To(Equal([]string{ping, token, manifest("plain"), config}), "cold, by tag")
-	g.Expect(pull(index.Reference)).To(Equal([]string{ping, token, manifest("multi"), manifest(p.Digest.String()), config}), "cold, through an index")
+	g.Expect(pull(p.Reference, &storetest.Memory{})).To(Equal([]string{ping, token, manifest("plain"), config}), "cold, by tag")
+	g.Expect(pull(index.Reference, warm)).To(Equal([]string{ping, token, manifest("multi"), manifest(p.Digest.String()), config}), "cold, through an index")
 
-	for _, name := range []string{p.Reference, index.Reference} {
-		img, _, err := manifestonly.Fetch(t.Context(), manifestonly.Request{Name: name, Credentials: alice}, registry.New(n.config), nil)
-		g.Expect(err).NotTo(HaveOccurred())
-		store.keep(img)
-	}
-	g.Expect(pull(p.Reference)).To(Equal([]string{ping, token, manifest("plain")}), "warm, by tag")
-	g.Expect(pull(index.Reference)).To(Equal([]string{ping, token, manifest("multi")}), "warm, through an index")
+	g.Expect(pull(p.Reference, warm)).To(Equal([]string{ping, token, manifest("plain")}), "warm, by tag")
+	g.Expect(pull(index.Reference, warm)).To(Equal([]string{ping, token, manifest("multi")}), "warm, through an index")
 	for _, q := range []fakeregistry.Pushed{p, index} {
-		g.Expect(pull(q.Repository+"@"+q.Digest.String())).To(Equal([]string{ping, token, manifest(q.Digest.String())}), "warm, by digest: one authorised check")
+		g.Expect(pull(q.Repository+"@"+q.Digest.String(), warm)).To(Equal([]string{ping, token, manifest(q.Digest.String())}), "warm, by digest: one authorised check")
 	}
 }
 
@@ -101,10 +71,9 @@ func TestWarmPullIsStillAuthorised(t *testing.T) {
 	g := NewWithT(t)
 	r := secure(t)
 	p := r.Push(t, "team/app", "v1", fakeregistry.Image{})
-	n, store := newNode(t), newWarmStore()
-	img, _, err := manifestonly.Fetch(t.Context(), manifestonly.Request{Name: p.Reference, Credentials: alice}, registry.New(n.config), nil)
+	n, store := newNode(t), &storetest.Memory{}
+	_, err := manifestonly.Pull(t.Context(), manifestonly.Request{Name: p.Reference, Credentials: alice}, registry.New(n.config), store)
 	g.Expect(err).NotTo(HaveOccurred())
-	store.keep(img)
 	for _, name := range []string{p.Reference, p.Repository + "@" + p.Digest.String()} {
 		for _, c := range []manifestonly.Credentials{{}, {Username: "alice", Password: "wrong"}} {
 			_, err = manifestonly.Pull(t.Context(), manifestonly.Request{Name: name, Credentials: c}, registry.New(n.config), store)

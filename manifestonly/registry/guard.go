@@ -32,10 +32,14 @@ const (
 	// the body of an error without a limit; the largest honest step is a few
 	// signatures of 4 MiB.
 	maxStepBytes = 64 << 20
-	// maxHeapGrowth bounds what this process allocates during one step, in bytes.
-	// net/http unpacks gzip unasked, also for the error bodies above: 1 MiB from a
-	// registry can become 1 GiB here. No honest step takes a tenth of it.
+	// maxHeapGrowth bounds what a step adds to the heap, in bytes. net/http unpacks gzip
+	// unasked, also for the error bodies above: 1 MiB from a registry can become 1 GiB
+	// here. No honest step takes a tenth of it.
 	maxHeapGrowth = 256 << 20
+	// maxInnocent is how many bytes a step may receive and not be blamed for the heap,
+	// which is the whole process's: one tenant's bomb must not end the pulls of the
+	// others. Hardly any honest step needs more; deflate makes 64 MiB of it at most.
+	maxInnocent = 64 << 10
 	// maxPoll is the time between two looks at a step: what comes in between two
 	// looks is over the limits unseen.
 	maxPoll = 20 * time.Millisecond
@@ -48,6 +52,8 @@ const (
 type guard struct {
 	// progress is the time without progress after which a step is cut off.
 	progress time.Duration
+	// encrypted cuts off a step before it sends a request on a connection without TLS.
+	encrypted bool
 }
 
 func (g guard) limit() time.Duration {
@@ -72,6 +78,9 @@ func (g guard) run(ctx context.Context, fn func(context.Context) error) error {
 	defer cancel(nil)
 	now := time.Now()
 	w := &watch{limit: g.limit(), start: now, mark: now, heap: heapBytes()}
+	if g.encrypted {
+		w.refuse = cancel
+	}
 	finished, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -92,6 +101,8 @@ type watch struct {
 	limit time.Duration
 	start time.Time
 	heap  uint64 // at the start
+	// refuse ends the step when a connection is not encrypted; nil allows that.
+	refuse context.CancelCauseFunc
 
 	mu        sync.Mutex
 	active    bool            // a request is under way
@@ -131,8 +142,14 @@ func (w *watch) event(change func()) {
 	}
 }
 
-// use makes conn the connection of the request under way.
+// use makes conn the connection of the request under way, which is yet to be sent.
 func (w *watch) use(conn net.Conn) {
+	if _, encrypted := conn.(*tls.Conn); w.refuse != nil && !encrypted {
+		w.refuse(&cut{errdefs.Unsupported, "a connection to " + conn.RemoteAddr().String() +
+			" is not encrypted, and whoever runs the network could read credentials"})
+		_ = conn.Close() // so that nothing can be written to it
+		return
+	}
 	for {
 		wrapped, ok := conn.(interface{ NetConn() net.Conn }) // TLS
 		if !ok {
@@ -186,7 +203,7 @@ func (w *watch) loop(finished <-chan struct{}, cancel context.CancelCauseFunc) {
 		case <-finished:
 			return
 		case now := <-ticker.C:
-			if why := w.look(now); why != nil {
+			if why := w.look(now, heapBytes()); why != nil {
 				cancel(why)
 				return
 			}
@@ -194,15 +211,15 @@ func (w *watch) loop(finished <-chan struct{}, cancel context.CancelCauseFunc) {
 	}
 }
 
-// look returns why the step must end, or nil.
-func (w *watch) look(now time.Time) *cut {
+// look returns why the step must end, or nil; heap is what [heapBytes] returns now.
+func (w *watch) look(now time.Time, heap uint64) *cut {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.count()
-	switch grown := heapBytes(); {
+	switch {
 	case w.total > maxStepBytes:
 		return &cut{errdefs.TooLarge, fmt.Sprintf("the registry sent more than %d bytes", maxStepBytes)}
-	case grown > w.heap+maxHeapGrowth:
+	case w.total > maxInnocent && heap > w.heap+maxHeapGrowth:
 		return &cut{errdefs.TooLarge, fmt.Sprintf("its answers took more than %d bytes of memory", maxHeapGrowth)}
 	case now.Sub(w.start) > maxStepTime:
 		return &cut{errdefs.RegistryUnavailable, fmt.Sprintf("it took longer than %s", maxStepTime)}

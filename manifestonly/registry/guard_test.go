@@ -24,32 +24,36 @@ func TestLook(t *testing.T) {
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	for title, c := range map[string]struct {
 		watch *watch
+		heap  uint64
 		want  string // "" when the step may go on
 		kind  errdefs.Kind
 	}{
 		"fresh":              {watch: &watch{active: true}},
 		"just in time":       {watch: &watch{active: true, mark: ago(limit)}},
-		"stuck":              {&watch{active: true, mark: ago(limit + 1)}, "no progress for 10s", errdefs.RegistryUnavailable},
-		"a drop in time":     {&watch{active: true, mark: ago(limit + 1), total: minProgress - 1}, "no progress for 10s", errdefs.RegistryUnavailable},
+		"stuck":              {&watch{active: true, mark: ago(limit + 1)}, 0, "no progress for 10s", errdefs.RegistryUnavailable},
+		"a drop in time":     {&watch{active: true, mark: ago(limit + 1), total: minProgress - 1}, 0, "no progress for 10s", errdefs.RegistryUnavailable},
 		"enough in time":     {watch: &watch{active: true, mark: ago(limit + 1), total: minProgress}},
-		"counted before":     {&watch{active: true, mark: ago(limit + 1), total: minProgress, markTotal: 1}, "no progress", errdefs.RegistryUnavailable},
+		"counted before":     {&watch{active: true, mark: ago(limit + 1), total: minProgress, markTotal: 1}, 0, "no progress", errdefs.RegistryUnavailable},
 		"between requests":   {watch: &watch{mark: ago(limit + 1)}},
 		"nobody can say":     {watch: &watch{active: true, opaque: true, mark: ago(limit + 1)}},
-		"busy for ever":      {&watch{active: true, start: ago(maxStepTime + 1)}, "it took longer than 5m0s", errdefs.RegistryUnavailable},
-		"waiting for ever":   {&watch{start: ago(maxStepTime + 1)}, "it took longer than 5m0s", errdefs.RegistryUnavailable},
+		"busy for ever":      {&watch{active: true, start: ago(maxStepTime + 1)}, 0, "it took longer than 5m0s", errdefs.RegistryUnavailable},
+		"waiting for ever":   {&watch{start: ago(maxStepTime + 1)}, 0, "it took longer than 5m0s", errdefs.RegistryUnavailable},
 		"as much as allowed": {watch: &watch{active: true, total: maxStepBytes}},
-		"too much":           {&watch{active: true, total: maxStepBytes + 1}, "sent more than 67108864 bytes", errdefs.TooLarge},
+		"a bomb":             {&watch{active: true, total: maxInnocent + 1}, 1<<30 + maxHeapGrowth + 1, "of memory", errdefs.TooLarge},
+		"another's bomb":     {watch: &watch{active: true, total: maxInnocent}, heap: 1<<30 + maxHeapGrowth + 1},
+		"as big as allowed":  {watch: &watch{active: true, total: maxInnocent + 1}, heap: 1<<30 + maxHeapGrowth},
+		"too much":           {&watch{active: true, total: maxStepBytes + 1}, 0, "sent more than 67108864 bytes", errdefs.TooLarge},
 	} {
 		g := NewWithT(t)
 		w := c.watch
-		w.limit, w.heap = limit, 1<<40
+		w.limit, w.heap = limit, 1<<30
 		if w.start.IsZero() {
 			w.start = now
 		}
 		if w.mark.IsZero() {
 			w.mark = now
 		}
-		why := w.look(now)
+		why := w.look(now, c.heap)
 		if c.want == "" {
 			g.Expect(why).To(BeNil(), title)
 			continue

@@ -4,39 +4,30 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/types"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
-	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // noAuthFile stands for an auth file without credentials: containers/image takes one
 // that does not exist to be empty.
 const noAuthFile = "/nonexistent/husk-withheld-auth.json"
 
-// withhold takes the node's own credentials out of sys where they could reach
-// someone else: in an untrusted network, on a connection that is not verified. The
-// answer there comes from whoever listens, and the credentials would be asked for.
-func (s *Source) withhold(sys *types.SystemContext, ref imageref.Reference) error {
-	if !s.config.UntrustedNetwork {
-		return nil
+// unverified reports whether nothing verifies who answers for a registry or for one of
+// its mirrors. registry is what registries.conf says of it; nil for nothing.
+func unverified(sys *types.SystemContext, registry *sysregistriesv2.Registry) bool {
+	if sys.DockerInsecureSkipTLSVerify == types.OptionalBoolTrue || registry != nil && registry.Insecure {
+		return true
 	}
-	unverified := sys.DockerInsecureSkipTLSVerify == types.OptionalBoolTrue
-	registry, err := sysregistriesv2.FindRegistry(sys, ref.Repository())
-	if err != nil {
-		return fmt.Errorf("read registries.conf: %w", err)
-	}
-	if registry != nil {
-		unverified = unverified || registry.Insecure
-		for _, mirror := range registry.Mirrors {
-			unverified = unverified || mirror.Insecure
-		}
-	}
-	if !unverified {
-		return nil
-	}
+	return registry != nil && slices.ContainsFunc(registry.Mirrors, func(m sysregistriesv2.Endpoint) bool { return m.Insecure })
+}
+
+// withhold takes the node's own credentials out of sys: where nothing verifies who
+// answers, they would be given to whoever listens and asks for them.
+func withhold(sys *types.SystemContext) error {
 	helpers, err := sysregistriesv2.CredentialHelpers(sys)
 	if err != nil {
 		return fmt.Errorf("read registries.conf: %w", err)
@@ -55,10 +46,17 @@ func (s *Source) withhold(sys *types.SystemContext, ref imageref.Reference) erro
 type insecure struct {
 	hosts    map[string]bool
 	networks []*net.IPNet
+	// lookup finds the addresses of a host.
+	lookup func(ctx context.Context, network, host string) ([]net.IP, error)
 }
 
-func parseInsecure(list []string) insecure {
-	in := insecure{hosts: map[string]bool{}}
+// parseInsecure reads a list. In an untrusted network no host is looked up: there a
+// tenant answers, and could have any registry taken for one in 127.0.0.0/8.
+func parseInsecure(list []string, untrusted bool) insecure {
+	in := insecure{hosts: map[string]bool{}, lookup: net.DefaultResolver.LookupIP}
+	if untrusted {
+		in.lookup = func(context.Context, string, string) ([]net.IP, error) { return nil, nil }
+	}
 	for _, entry := range append([]string{"127.0.0.0/8"}, list...) {
 		if _, network, err := net.ParseCIDR(entry); err == nil {
 			in.networks = append(in.networks, network)
@@ -81,7 +79,7 @@ func (in insecure) has(ctx context.Context, registry string) bool {
 	}
 	addrs := []net.IP{net.ParseIP(host)}
 	if addrs[0] == nil {
-		if addrs, err = net.DefaultResolver.LookupIP(ctx, "ip", host); err != nil {
+		if addrs, err = in.lookup(ctx, "ip", host); err != nil {
 			return false
 		}
 	}

@@ -42,7 +42,8 @@ type Config struct {
 	CertsD string
 	// InsecureRegistries are hosts (host[:port]) and networks (CIDR) that are
 	// asked without checking certificates, by plain HTTP if need be (crio.conf
-	// insecure_registries). As in CRI-O, 127.0.0.0/8 always is.
+	// insecure_registries). As in CRI-O, 127.0.0.0/8 always is, and a host name is in
+	// the networks of its addresses; the latter not in an UntrustedNetwork.
 	InsecureRegistries []string
 	// ShortNameMode is what becomes of a short name that may mean several images:
 	// [ShortNamesEnforcing] refuses it; "" and "disabled" try them all, as CRI-O
@@ -52,9 +53,11 @@ type Config struct {
 	// pull_progress_timeout); 0 is 30 s.
 	ProgressTimeout time.Duration
 	// UntrustedNetwork says that whoever runs the network, such as a tenant in the
-	// network namespace of a pod, may answer for any address. Where a connection is
-	// not verified (insecure), the node's own credentials are then not used; those of
-	// the request are. Zero: the host's network.
+	// network namespace of a pod, may answer for any address and read what is not
+	// encrypted. Where a connection is not verified (insecure), the node's own
+	// credentials and what the store holds are then not used; those of the request are.
+	// Where it is verified, nothing but TLS is spoken to get at the manifest, to a token
+	// service either. Zero: the host's network.
 	UntrustedNetwork bool
 	// UserAgent that registries see; "" is the default of containers/image.
 	UserAgent string
@@ -86,7 +89,7 @@ var (
 func New(config Config) *Source {
 	return &Source{
 		config:   config,
-		insecure: parseInsecure(config.InsecureRegistries),
+		insecure: parseInsecure(config.InsecureRegistries, config.UntrustedNetwork),
 		steps:    stepper{guard: guard{progress: config.ProgressTimeout}},
 	}
 }
@@ -154,6 +157,12 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, access manife
 	if err != nil {
 		return nil, t.fail(errdefs.Internal, "read registries.conf", err)
 	}
+	doubtful := s.config.UntrustedNetwork && unverified(sys, registry)
+	if doubtful {
+		if err := withhold(sys); err != nil {
+			return nil, t.fail(errdefs.KindOf(err), "pull", err)
+		}
+	}
 	if registry != nil && registry.Blocked {
 		return nil, t.fail(errdefs.Unsupported, "pull", errors.New("the registry is blocked by registries.conf"))
 	}
@@ -165,8 +174,11 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, access manife
 	if err != nil {
 		return nil, t.fail(errdefs.KindOf(err), "read signature policy", err)
 	}
+	steps := s.steps
+	// In this step it is found out where to log in, and all later steps log in there.
+	steps.guard.encrypted = s.config.UntrustedNetwork && !doubtful
 	var src types.ImageSource
-	err = s.steps.step(ctx, t, "pull", func(ctx context.Context) error {
+	err = steps.step(ctx, t, "pull", func(ctx context.Context) error {
 		src, err = dockerRef.NewImageSource(ctx, sys)
 		return err
 	})
@@ -174,8 +186,23 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, access manife
 		_ = policy.Destroy() // frees memory; the reason to say is the other one
 		return nil, err
 	}
-	return imagesource.New(ref, src, policy, runner{s.steps, t}), nil
+	remote := imagesource.New(ref, src, policy, runner{s.steps, t})
+	if doubtful {
+		return stranger{remote}, nil
+	}
+	return remote, nil
 }
+
+// stranger is a Remote at a registry that nothing verified, in an untrusted network.
+type stranger struct{ *imagesource.Remote }
+
+var (
+	_ manifestonly.Stranger = stranger{}
+	_ manifestonly.Primer   = stranger{}
+)
+
+// Stranger implements [manifestonly.Stranger].
+func (stranger) Stranger() {}
 
 // runner runs the steps of one Remote.
 type runner struct {
@@ -223,9 +250,6 @@ func (s *Source) authorise(ctx context.Context, t target, access manifestonly.Ac
 	defer cancel()
 	if s.insecure.has(lookup, t.ref.Registry()) {
 		sys.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
-	}
-	if err := s.withhold(sys, t.ref); err != nil {
-		return nil, t.fail(errdefs.KindOf(err), "pull", err)
 	}
 	return sys, nil
 }

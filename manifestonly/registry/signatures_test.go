@@ -13,6 +13,7 @@ import (
 	"github.com/husk-cri/husk/internal/testkit/signing"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/registry"
+	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -129,11 +130,12 @@ func TestPolicyOfAWarmPull(t *testing.T) {
 			p := r.Push(t, "team/app", "v1", fakeregistry.Image{})
 			index := r.PushIndex(t, "team/app", "multi", p.Entry("linux", "amd64", ""))
 			req := manifestonly.Request{Name: index.Reference, Platform: imgspec.Platform{OS: "linux", Architecture: "amd64"}}
-			n, store := signed(t, r, r.Host(), s.require), newWarmStore()
+			n, store := signed(t, r, r.Host(), s.require), &storetest.Memory{}
 			s.sign(t, r, signing.Claim{Reference: index.Reference, Digest: p.Digest}, p.Digest, false)
 			img, _, err := manifestonly.Fetch(t.Context(), req, registry.New(n.config), store)
 			g.Expect(err).NotTo(HaveOccurred())
-			store.keep(img)
+			_, err = store.Put(t.Context(), img)
+			g.Expect(err).NotTo(HaveOccurred())
 
 			r.Forget()
 			warm, _, err := manifestonly.Fetch(t.Context(), req, registry.New(n.config), store)

@@ -134,6 +134,10 @@ func ParseReference(s string) (Reference, error) {
 	if err != nil {
 		return Reference{}, fmt.Errorf("parse image reference %q: %w", s, err)
 	}
+	// The library takes "a.b_c/d" for a host and a path, and then for a path alone.
+	if reference.Domain(named) == "" {
+		return Reference{}, fmt.Errorf("parse image reference %q: what is before the first slash is no host", s)
+	}
 	return Reference{reference.TagNameOnly(named)}, nil
 }
 

@@ -27,7 +27,7 @@ func TestParseReference(t *testing.T) {
 		g.Expect([]string{r.String(), r.Repository(), r.Registry(), r.Tag(), r.Digest().String()}).
 			To(Equal([]string{want.full, want.repo, want.registry, want.tag, want.digest}))
 	}
-	for _, in := range []string{"", "reg.io/UPPER", "a:b:c", "reg.io/a@sha256:short", hexA} {
+	for _, in := range []string{"", "reg.io/UPPER", "a:b:c", "reg.io/a@sha256:short", "a.b_c/d", hexA} {
 		_, err := ParseReference(in)
 		NewWithT(t).Expect(err).To(HaveOccurred(), in)
 	}

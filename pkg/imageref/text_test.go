@@ -65,7 +65,7 @@ func FuzzParseReference(f *testing.F) {
 	d := "@sha256:" + strings.Repeat("0a", 32)
 	for _, s := range []string{
 		"busybox", "busybox:1.36", "docker.io/library/busybox", "index.docker.io/a/b", "localhost/a", "localhost:5000/a:b", "[::1]:5000/a",
-		"registry.test/team/app:v1" + d, "registry.test/app" + d, "a.b/c__d/e-f.g:H_i.j", "UPPER", "a//b", "a:", "@", "sha256:" + d[8:], d[8:],
+		"registry.test/team/app:v1" + d, "registry.test/app" + d, "a.b/c__d/e-f.g:H_i.j", "UPPER", "a//b", "a.b_d/e-g.fj", "a:", "@", "sha256:" + d[8:], d[8:],
 	} {
 		f.Add(s)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"time"
 
 	"google.golang.org/grpc"
@@ -58,7 +59,7 @@ type Backend struct {
 // absolute path. It need not listen yet.
 func NewBackend(socket string, options Options) (*Backend, error) {
 	options = options.withDefaults()
-	conn, err := grpc.NewClient("unix:"+socket,
+	conn, err := grpc.NewClient(Target(socket),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: maxBackoff / 10, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
@@ -84,6 +85,10 @@ func NewBackend(socket string, options Options) (*Backend, error) {
 	b.web = b.webTransport()
 	return b, nil
 }
+
+// Target is the gRPC target of the unix socket with the given absolute path. Written as
+// it is, a path would end for gRPC at the first "#" or "?".
+func Target(socket string) string { return (&url.URL{Scheme: "unix", Path: socket}).String() }
 
 // Close gives up the connections; calls under way fail.
 func (b *Backend) Close() error {

@@ -185,6 +185,24 @@ func TestForwardUnknownUnaryMethod(t *testing.T) {
 	g.Expect(<-crio.deadline).To(BeTrue())
 }
 
+// TestAnyPath: a socket's path is no URL.
+func TestAnyPath(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	socket := filepath.Join(t.TempDir(), "a#b?c%41 é.sock")
+	newFakeCRIO().start(t, socket)
+	conn, err := grpc.NewClient(forward.Target(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	g.Expect(err).NotTo(HaveOccurred())
+	t.Cleanup(func() { _ = conn.Close() })
+	through, err := grpc.NewClient(forward.Target(front(t, socket, forward.Options{})), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	g.Expect(err).NotTo(HaveOccurred())
+	t.Cleanup(func() { _ = through.Close() })
+	for _, c := range []*grpc.ClientConn{conn, through} {
+		answer := new(wrapperspb.BytesValue)
+		g.Expect(c.Invoke(t.Context(), echoMethod, bytesOf("hello"), answer)).To(Succeed())
+	}
+}
+
 func TestForwardError(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

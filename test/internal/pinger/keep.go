@@ -46,7 +46,7 @@ func keep(ctx context.Context, args []string) error {
 		go func() { ended <- service.Wait() }()
 		select {
 		case err := <-ended:
-			return fmt.Errorf("the service has ended: %w", err)
+			return errors.Join(errors.New("the service has ended"), err)
 		case <-again:
 		case <-ctx.Done():
 		}

@@ -1,12 +1,12 @@
-package main
+package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
-
-	"google.golang.org/grpc"
 
 	"github.com/husk-cri/husk/internal/config"
 	"github.com/husk-cri/husk/internal/crioconf"
@@ -24,9 +24,10 @@ import (
 // daemon is what the front works with while husk serves: the store, and the settings
 // as they were last read.
 type daemon struct {
-	path    string // of husk.toml
+	options Options
 	store   *cstore.Store
-	now     atomic.Pointer[settings]
+	now     atomic.Pointer[Settings]
+	started *Settings // the first ones: what cannot be changed any more is theirs
 	flights manifestonly.Flights
 	level   slog.LevelVar
 	log     *slog.Logger
@@ -35,41 +36,40 @@ type daemon struct {
 }
 
 var (
-	_ front.Handlers     = (*daemon)(nil)
+	_ front.Handlers     = (*Settings)(nil)
 	_ front.Puller       = (*daemon)(nil)
 	_ front.PlacedPuller = (*daemon)(nil)
 	_ front.Held         = (*daemon)(nil)
 	_ front.Names        = (*daemon)(nil)
-	_ front.Tracer       = (*daemon)(nil)
+	_ front.Tracer       = (*tracing.Tracer)(nil)
 )
 
 // Handler implements front.Handlers.
-func (d *daemon) Handler(name string) (front.Handler, bool) {
-	s := d.now.Load()
-	conf, ok := s.crio.Handlers[name]
-	own := s.config.Handlers[name]
+func (s *Settings) Handler(name string) (front.Handler, bool) {
+	conf, ok := s.Crio.Handlers[name]
+	own := s.Config.Handlers[name]
 	return front.Handler{
-		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !s.config.PinDigest(name),
+		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !s.Config.PinDigest(name),
 		PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
 	}, ok
 }
 
 // Default implements front.Handlers.
-func (d *daemon) Default() string { return d.now.Load().crio.DefaultRuntime }
+func (s *Settings) Default() string { return s.Crio.DefaultRuntime }
 
 // GuestPull implements front.Handlers.
-func (d *daemon) GuestPull() []string { return d.now.Load().crio.GuestPullHandlers() }
+func (s *Settings) GuestPull() []string { return s.Crio.GuestPullHandlers() }
 
 // Resolve implements front.Names.
 func (d *daemon) Resolve(ctx context.Context, name string) ([]imageref.Reference, error) {
-	return d.now.Load().source.Resolve(ctx, name)
+	return d.now.Load().Source.Resolve(ctx, name)
 }
 
 // Pull implements front.Puller. Pulls that are the same in everything share one.
 func (d *daemon) Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error) {
 	s := d.now.Load()
-	return d.pull(ctx, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
-		return manifestonly.Pull(ctx, req, s.source, d.store)
+	return d.pull(ctx, s, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
+		return manifestonly.Pull(ctx, req, s.Source, d.store)
 	})
 }
 
@@ -77,11 +77,11 @@ func (d *daemon) Pull(ctx context.Context, req manifestonly.Request) (manifeston
 // cgroup that separate_pull_cgroup names.
 func (d *daemon) PullAt(ctx context.Context, at front.Place, req manifestonly.Request) (manifestonly.Result, error) {
 	s := d.now.Load()
-	place, err := placeOf(at, s.crio.Image.SeparatePullCgroup)
+	place, err := placeOf(at, s.Crio.Image.SeparatePullCgroup)
 	if err != nil {
 		return manifestonly.Result{}, err
 	}
-	return d.pull(ctx, place, req, func(ctx context.Context) (manifestonly.Result, error) {
+	return d.pull(ctx, s, place, req, func(ctx context.Context) (manifestonly.Result, error) {
 		return s.placed(d.store).Pull(ctx, place, req)
 	})
 }
@@ -95,12 +95,18 @@ func placeOf(at front.Place, separate string) (podpull.Place, error) {
 	return podpull.Place{Cgroup: cgroup}, err
 }
 
-func (d *daemon) pull(ctx context.Context, place podpull.Place, req manifestonly.Request,
+// pull shares the pulls that are the same in everything, the settings included: what
+// was pulled by the policy before a reload is no answer to who asks after it.
+func (d *daemon) pull(ctx context.Context, s *Settings, place podpull.Place, req manifestonly.Request,
 	pull func(context.Context) (manifestonly.Result, error),
 ) (result manifestonly.Result, err error) {
 	ctx, end := d.tracer.Pull(ctx, tracing.Pull{Image: req.Name, Namespace: req.Namespace})
 	defer func() { end(result.Stats.Requests, result.Stats.Bytes, err) }()
-	return d.flights.Do(ctx, d.flights.Key(req, fmt.Sprintf("%q", place)), pull)
+	result, err = d.flights.Do(ctx, d.flights.Key(req, fmt.Sprintf("%p %q", s, place)), pull)
+	if err != nil && !errors.As(err, new(*errdefs.Error)) { // the end of ctx, which knows no name
+		err = errdefs.New(errdefs.KindOf(err), "pull "+req.Name, err)
+	}
+	return result, err
 }
 
 // PullHeld implements front.Held.
@@ -108,34 +114,41 @@ func (d *daemon) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref
 	return manifestonly.Pull(ctx, manifestonly.Request{Name: ref.String()}, d.store.Held(id), d.store)
 }
 
-// Trace implements front.Tracer.
-func (d *daemon) Trace(stream grpc.ServerStream, method string) (grpc.ServerStream, func(error)) {
-	return d.tracer.Trace(stream, method)
-}
-
 // frontConfig is what the front is told of the settings.
-func (s settings) frontConfig() front.Config {
+func (s *Settings) frontConfig() front.Config {
 	return front.Config{
 		Backend:        s.backend(),
-		DefaultHandler: s.config.DefaultHandler,
-		AssumeHandler:  s.config.AssumeHandler,
-		MaxPulls:       s.config.MaxPulls,
-		PullTimeout:    s.config.PullTimeout.Duration,
-		SeparatePull:   s.crio.Image.SeparatePullCgroup != "",
-		MaxSendBytes:   s.crio.GRPC.MaxSendBytes,
-		MaxRecvBytes:   s.crio.GRPC.MaxRecvBytes,
+		Handlers:       s,
+		DefaultHandler: s.Config.DefaultHandler,
+		AssumeHandler:  s.Config.AssumeHandler,
+		MaxPulls:       s.Config.MaxPulls,
+		PullTimeout:    s.Config.PullTimeout.Duration,
+		SeparatePull:   s.Crio.Image.SeparatePullCgroup != "",
+		MaxSendBytes:   s.Crio.GRPC.MaxSendBytes,
+		MaxRecvBytes:   s.Crio.GRPC.MaxRecvBytes,
 	}
 }
 
-// use makes s the settings of every call that begins from now on.
-func (d *daemon) use(s settings) error {
-	for _, p := range s.problems {
+// fatal returns the first problem that husk cannot live with.
+func (s Settings) fatal() error {
+	for _, p := range s.Problems {
 		if p.Fatal {
 			return errdefs.New(errdefs.InvalidArgument, "configuration", p)
 		}
 	}
-	if err := logging.SetLevel(&d.level, s.config.LogLevel); err != nil {
+	return nil
+}
+
+// use makes s the settings of every call that begins from now on.
+func (d *daemon) use(s Settings) error {
+	if err := s.fatal(); err != nil {
 		return err
+	}
+	if err := logging.SetLevel(&d.level, s.Config.LogLevel); err != nil {
+		return err
+	}
+	if d.started == nil {
+		d.started = &s
 	}
 	d.now.Store(&s)
 	return nil
@@ -143,7 +156,7 @@ func (d *daemon) use(s settings) error {
 
 // warn tells the log what is wrong with the settings but does not stop husk.
 func (d *daemon) warn(ctx context.Context) {
-	for _, p := range d.now.Load().problems {
+	for _, p := range d.now.Load().Problems {
 		d.log.WarnContext(ctx, "configuration", "problem", p.Error())
 	}
 }
@@ -153,19 +166,26 @@ func (d *daemon) warn(ctx context.Context) {
 func (d *daemon) reload(ctx context.Context, server *front.Server) (err error) {
 	defer func() { d.metrics.Reloaded(err) }()
 	old := d.now.Load()
-	next, err := readSettings(d.path)
+	next, err := ReadSettings(d.options.Path, d.options.Version)
 	if err != nil {
 		return err
 	}
-	if err := next.source.Reload(); err != nil {
+	if err := next.fatal(); err != nil { // before registries.conf takes effect
+		return err
+	}
+	if err := next.Source.Reload(); err != nil {
 		return err
 	}
 	if err := d.use(next); err != nil {
 		return err
 	}
 	server.Reconfigure(next.frontConfig())
-	d.metrics.SetHandlers(next.crio.GuestPullHandlers())
-	later := append(config.Diff(old.config, next.config), crioconf.Diff(old.crio, next.crio)...)
+	d.metrics.SetHandlers(next.Crio.GuestPullHandlers())
+	// A mistake in crio.conf, or a file that was half written, would have the host pull.
+	if gone := slices.DeleteFunc(old.GuestPull(), func(name string) bool { return slices.Contains(next.GuestPull(), name) }); len(gone) > 0 {
+		d.log.WarnContext(ctx, "crio.conf no longer lets these runtime handlers pull in the guest", "handlers", gone)
+	}
+	later := append(config.Diff(d.started.Config, next.Config), crioconf.Diff(d.started.Crio, next.Crio)...)
 	if len(later) > 0 {
 		d.log.WarnContext(ctx, "some changes take effect when husk is restarted", "keys", later)
 	}
