@@ -49,6 +49,7 @@ build-test: build deps ## Build the test tools, and CRI-O itself into the cache
 	$(GOBUILD) -o $(BIN)/compat ./test/compat
 	$(GOBUILD) -o $(BIN)/kubelet ./test/kubelet
 	$(GOBUILD) -o $(BIN)/collector ./test/collector
+	$(GOBUILD) -o $(BIN)/cdhclient ./internal/testkit/cdhclient/cmd
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/testnode ./cmd/testnode
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/crictl ./cmd/crictl
 	$(BIN)/testnode build --cache $(HUSK_CACHE)

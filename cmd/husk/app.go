@@ -50,6 +50,7 @@ func newApp() *cli.App {
 			resolveCommand(),
 			rmCommand(),
 			checkCommand(),
+			guestCommand(),
 			configCommand(),
 			versionCommand(),
 			completionCommand(),

@@ -42,6 +42,7 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "bundle-parent", Value: guest.DefaultBundleParent, Usage: "make bundles below `DIR` only"},
 		&cli.StringFlag{Name: "run-dir", Value: guest.DefaultRunDir, Usage: "keep files with credentials in `DIR`, a tmpfs"},
 		&cli.StringFlag{Name: "keys-dir", Usage: "open encrypted layers with the private keys in `DIR`"},
+		&cli.StringFlag{Name: "key-providers", Usage: "ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers"},
 		&cli.StringFlag{Name: "cdh-socket", Usage: "fetch kbs:// resources from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull"},
 		&cli.StringFlag{Name: "aa-socket", Value: guest.DefaultAASocket, Usage: "have each pull measured by the attestation agent at `SOCKET`, where there is one"},
 	)
@@ -59,7 +60,7 @@ func guestStoreFlags() []cli.Flag {
 func newGuest(c *cli.Context) *guest.Guest {
 	return guest.New(guest.Options{
 		Config: c.String("cdh-config"), Cmdline: c.String("kernel-parameters"), WorkDir: c.String("work-dir"),
-		RunDir: c.String("run-dir"), BundleParent: c.String("bundle-parent"), KeysDir: c.String("keys-dir"),
+		RunDir: c.String("run-dir"), BundleParent: c.String("bundle-parent"), KeysDir: c.String("keys-dir"), KeyProviders: c.String("key-providers"),
 		CDHSocket: c.String("cdh-socket"), AASocket: c.String("aa-socket"),
 		Log: slog.New(slog.NewTextHandler(c.App.ErrWriter, nil)),
 	})

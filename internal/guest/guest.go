@@ -23,6 +23,7 @@ import (
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 	"github.com/husk-cri/husk/pkg/layerpull"
+	"github.com/husk-cri/husk/pkg/layerpull/keys"
 )
 
 // The defaults of a Kata guest.
@@ -57,6 +58,8 @@ type Options struct {
 	BundleParent string
 	// KeysDir holds private keys of encrypted layers, as layerpull has it; "" for none.
 	KeysDir string
+	// KeyProviders is an ocicrypt_keyprovider.conf; "" for no providers.
+	KeyProviders string
 	// CDHSocket is the Confidential Data Hub that reads kbs:// URIs; "" for none.
 	CDHSocket string
 	// AASocket is the attestation agent that is told of each pull; one that does not
@@ -219,6 +222,9 @@ func (g *Guest) read(ctx context.Context) (*loaded, error) {
 
 // apply converts the files and points the pulls to them.
 func (g *Guest) apply(ctx context.Context, conf imagers.Config, l *loaded) error {
+	if err := keys.NoCoreDump(); err != nil {
+		return errdefs.New(errdefs.Internal, "guard the keys", err)
+	}
 	var resources imagers.Resources
 	if g.opts.CDHSocket != "" {
 		resources = hub{g.opts.CDHSocket}
@@ -235,7 +241,7 @@ func (g *Guest) apply(ctx context.Context, conf imagers.Config, l *loaded) error
 		}
 	}
 	l.pull = layerpull.Config{
-		AuthFile: files.Auth, KeysDir: g.opts.KeysDir, PolicyPath: files.Policy,
+		AuthFile: files.Auth, KeysDir: g.opts.KeysDir, KeyProviders: g.opts.KeyProviders, PolicyPath: files.Policy,
 		RegistriesConf: files.Registries, RegistriesConfDir: files.Empty, RegistriesD: files.RegistriesD,
 	}
 	l.names = registry.New(registry.Config{

@@ -14,6 +14,7 @@ import (
 
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/layerpull/policy"
 )
 
 // DefaultConfigPath is read when CRI-O's handler has no runtime_config_path.
@@ -49,6 +50,12 @@ type Config struct {
 	StoreSize string `toml:"store_size"`
 	// KeysDir holds the private keys for encrypted layers; empty is none.
 	KeysDir string `toml:"keys_dir"`
+	// KeyProviders is an ocicrypt_keyprovider.conf: who unwraps the keys that the
+	// files do not; empty is nobody.
+	KeyProviders string `toml:"key_providers"`
+	// ImageRules say which images may run, by encryption and signature, beyond what
+	// the policy says; the zero value refuses none.
+	ImageRules policy.Config `toml:"image_rules"`
 	// AuthFile, Policy, RegistriesConf, RegistriesConfDir, RegistriesD and CertsDir
 	// are the files of containers/image; empty is its default.
 	AuthFile          string `toml:"auth_file"`
@@ -130,13 +137,16 @@ func (c Config) withDefaults() (Config, error) {
 	if !sizePattern.MatchString(c.StoreSize) {
 		return Config{}, fmt.Errorf("store_size: %q is not a size", c.StoreSize)
 	}
+	if err := c.ImageRules.Validate(); err != nil {
+		return Config{}, err
+	}
 	runtime, err := exec.LookPath(c.Runtime)
 	if err != nil {
 		return Config{}, fmt.Errorf("runtime: %w", err)
 	}
 	c.Runtime = runtime
 	for key, path := range map[string]string{
-		"runtime": c.Runtime, "runtime_root": c.RuntimeRoot, "keys_dir": c.KeysDir, "auth_file": c.AuthFile, "policy": c.Policy,
+		"runtime": c.Runtime, "runtime_root": c.RuntimeRoot, "keys_dir": c.KeysDir, "key_providers": c.KeyProviders, "auth_file": c.AuthFile, "policy": c.Policy,
 		"registries_conf": c.RegistriesConf, "registries_conf_dir": c.RegistriesConfDir, "registries_d": c.RegistriesD,
 		"certs_dir": c.CertsDir, "exits_dir": c.ExitsDir,
 	} {

@@ -9,6 +9,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/layerpull/policy"
 )
 
 // runtime is a program that every machine has, in the place of an OCI runtime.
@@ -44,6 +45,7 @@ runtime = "/bin/sh"
 runtime_root = "/a"
 store_size = "512m"
 keys_dir = "/b"
+key_providers = "/j"
 auth_file = "/c"
 policy = "/d"
 registries_conf = "/e"
@@ -52,12 +54,15 @@ registries_d = "/g"
 certs_dir = "/h"
 pull_timeout = "90s"
 exits_dir = "/i"
+[image_rules]
+encrypted_signed = "mandatory"
 `))
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(c).To(Equal(Config{
-		Runtime: "/bin/sh", RuntimeRoot: "/a", StoreSize: "512m", KeysDir: "/b", AuthFile: "/c", Policy: "/d",
+		Runtime: "/bin/sh", RuntimeRoot: "/a", StoreSize: "512m", KeysDir: "/b", KeyProviders: "/j", AuthFile: "/c", Policy: "/d",
 		RegistriesConf: "/e", RegistriesConfDir: "/f", RegistriesD: "/g", CertsDir: "/h",
 		PullTimeout: duration(90 * time.Second), ExitsDir: "/i",
+		ImageRules: policy.Config{EncryptedSigned: policy.Mandatory},
 	}))
 }
 
@@ -73,6 +78,8 @@ func TestConfigRefuses(t *testing.T) {
 		"relative":      {`keys_dir = "keys"`, "keys_dir"},
 		"no runtime":    {`runtime = "no-such-runtime-here"`, "runtime"},
 		"timeout":       {`pull_timeout = "10"`, "missing unit"},
+		"rule":          {"[image_rules]\nencrypted_signed = 'maybe'", "maybe"},
+		"no rule left":  {"[image_rules]\nencrypted_signed = 'refused'\nencrypted_unsigned = 'refused'\nunencrypted_signed = 'refused'\nunencrypted_unsigned = 'refused'", "image rules"},
 		"negative":      {`pull_timeout = "-1s"`, "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {

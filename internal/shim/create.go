@@ -164,6 +164,8 @@ func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cf
 			TempDir:           s.store.temp(),
 			AuthFile:          cfg.AuthFile,
 			KeysDir:           cfg.KeysDir,
+			KeyProviders:      cfg.KeyProviders,
+			Rules:             cfg.ImageRules,
 			PolicyPath:        cfg.Policy,
 			RegistriesConf:    cfg.RegistriesConf,
 			RegistriesConfDir: cfg.RegistriesConfDir,

@@ -21,13 +21,25 @@ const benchTimeout = 40 * time.Minute
 func main() { rig.Main("bench", benchTimeout, run) }
 
 func run(ctx context.Context, args []string) (err error) {
+	if done, err := runLayersChild(ctx, os.Stdout); done || err != nil {
+		return err
+	}
 	var opts rig.Options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	opts.Flags(flags)
 	out := flags.String("out", "build/bench", "write results into `directory`")
 	only := flags.String("only", "", "run this `benchmark` alone")
+	layers := layersOptions{tmpfs: true}
+	flags.IntVar(&layers.scale, "layers-scale", 4, "divide the images of the layer engines by `N`")
+	flags.IntVar(&layers.rounds, "layers-rounds", 3, "pull each of them `N` times")
+	flags.StringVar(&layers.only, "layers-only", "", "pull only the image of this `shape`")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *only == "" || *only == "layers" {
+		if err := runLayers(ctx, layers, *out); err != nil || *only != "" {
+			return err
+		}
 	}
 	r, err := rig.Start(ctx, opts)
 	if err != nil {
@@ -56,17 +68,37 @@ func run(ctx context.Context, args []string) (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
-		data, err := json.MarshalIndent(result, "", "  ")
-		if err != nil {
-			return err
-		}
-		data = append(data, '\n')
-		if err := os.WriteFile(filepath.Join(*out, b.name+".json"), data, 0o644); err != nil {
-			return err
-		}
-		if _, err := os.Stdout.Write(data); err != nil {
+		if err := write(*out, b.name, result); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// runLayers compares the layer engines, which need no node.
+func runLayers(ctx context.Context, opts layersOptions, out string) (err error) {
+	if opts.scratch, err = os.MkdirTemp("", "husk-layers-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(opts.scratch)) }()
+	fmt.Fprintln(os.Stderr, "bench: layers")
+	result, err := measureLayers(ctx, opts)
+	if err != nil {
+		return fmt.Errorf("layers: %w", err)
+	}
+	return write(out, "layers", result)
+}
+
+// write writes a result as JSON, to a file of its own and to standard output.
+func write(out, name string, result any) error {
+	data, err := json.MarshalIndent(result, "", "  ")
+	if err != nil {
+		return err
+	}
+	data = append(data, '\n')
+	if err := os.WriteFile(filepath.Join(out, name+".json"), data, 0o644); err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(data)
+	return err
 }

@@ -5,6 +5,7 @@ package layers
 import (
 	"context"
 	"io"
+	"runtime/debug"
 
 	runc "github.com/containerd/go-runc"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -13,6 +14,8 @@ import (
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 	"github.com/husk-cri/husk/pkg/layerpull"
+	"github.com/husk-cri/husk/pkg/layerpull/keys"
+	"github.com/husk-cri/husk/pkg/layerpull/policy"
 )
 
 // ChildCommand is the first argument that makes a binary run [Child].
@@ -41,11 +44,14 @@ type PullRequest struct {
 	// The node's configuration of registries, credentials, keys and policy.
 	AuthFile          string `json:"authFile,omitempty"`
 	KeysDir           string `json:"keysDir,omitempty"`
+	KeyProviders      string `json:"keyProviders,omitempty"`
 	PolicyPath        string `json:"policyPath,omitempty"`
 	RegistriesConf    string `json:"registriesConf,omitempty"`
 	RegistriesConfDir string `json:"registriesConfDir,omitempty"`
 	RegistriesD       string `json:"registriesD,omitempty"`
 	CertsDir          string `json:"certsDir,omitempty"`
+	// Rules say which images may run, by encryption and signature.
+	Rules policy.Config `json:"rules"`
 }
 
 // Image is what a pull left in the store.
@@ -107,6 +113,11 @@ var _ Puller = Layers{}
 
 // Pull implements [Puller].
 func (Layers) Pull(ctx context.Context, req PullRequest) (Image, error) {
+	// Keys pass through this process, and the pod pays for its memory.
+	if err := keys.NoCoreDump(); err != nil {
+		return Image{}, errdefs.New(errdefs.Internal, "pull "+req.Reference, err)
+	}
+	debug.SetMemoryLimit(layerpull.MemoryLimit)
 	ref, err := imageref.ParseReference(req.Reference)
 	if err != nil {
 		return Image{}, errdefs.New(errdefs.InvalidArgument, "pull "+req.Reference, err)
@@ -118,11 +129,13 @@ func (Layers) Pull(ctx context.Context, req PullRequest) (Image, error) {
 	image, err := layerpull.Pull(ctx, ref, store, layerpull.Config{
 		AuthFile:          req.AuthFile,
 		KeysDir:           req.KeysDir,
+		KeyProviders:      req.KeyProviders,
 		PolicyPath:        req.PolicyPath,
 		RegistriesConf:    req.RegistriesConf,
 		RegistriesConfDir: req.RegistriesConfDir,
 		RegistriesD:       req.RegistriesD,
 		CertsD:            req.CertsDir,
+		Rules:             req.Rules,
 	})
 	if err != nil {
 		return Image{}, err
