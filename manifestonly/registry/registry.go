@@ -15,6 +15,7 @@ import (
 	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/types"
 
+	"github.com/husk-cri/husk/internal/untrusted"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/internal/imagesource"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -157,9 +158,9 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, access manife
 	if err != nil {
 		return nil, t.fail(errdefs.Internal, "read registries.conf", err)
 	}
-	doubtful := s.config.UntrustedNetwork && unverified(sys, registry)
+	doubtful := s.config.UntrustedNetwork && untrusted.Unverified(sys, registry)
 	if doubtful {
-		if err := withhold(sys); err != nil {
+		if err := untrusted.Withhold(sys); err != nil {
 			return nil, t.fail(errdefs.KindOf(err), "pull", err)
 		}
 	}

@@ -53,6 +53,10 @@ type Config struct {
 	RegistriesD string
 	// CertsD is the directory of containers-certs.d(5).
 	CertsD string
+	// UntrustedNetwork says that whoever runs the network, such as the owner of a pod,
+	// may answer for any address: AuthFile is then for verified registries alone. Zero:
+	// it is for all.
+	UntrustedNetwork bool
 	// Rules says which kinds of image may run, encrypted or not, signed or not. Zero
 	// means all that the signature policy accepts.
 	Rules policy.Config

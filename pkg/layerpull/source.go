@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/husk-cri/husk/internal/untrusted"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
 	"github.com/husk-cri/husk/pkg/layerpull/policy"
@@ -69,6 +70,11 @@ func openSource(ctx context.Context, ref imageref.Reference, cfg Config) (*sourc
 	}
 	if registry != nil && registry.Blocked {
 		return nil, errdefs.Newf(errdefs.PolicyRefused, op, "registry %s is blocked in registries.conf", registry.Prefix)
+	}
+	if cfg.UntrustedNetwork && untrusted.Unverified(sys, registry) {
+		if err := untrusted.Withhold(sys); err != nil {
+			return nil, errdefs.New(errdefs.KindOf(err), op, err)
+		}
 	}
 	pinned, err := ref.Pin(ref.Digest()) // containers/image takes no tag beside a digest
 	if err != nil {

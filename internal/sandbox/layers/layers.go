@@ -50,6 +50,8 @@ type PullRequest struct {
 	RegistriesConfDir string `json:"registriesConfDir,omitempty"`
 	RegistriesD       string `json:"registriesD,omitempty"`
 	CertsDir          string `json:"certsDir,omitempty"`
+	// UntrustedNetwork is as in layerpull.Config; [Runner] sets it in a pod's network.
+	UntrustedNetwork bool `json:"untrustedNetwork,omitempty"`
 	// Rules say which images may run, by encryption and signature.
 	Rules policy.Config `json:"rules"`
 }
@@ -86,6 +88,7 @@ func (r Runner) Run(ctx context.Context, req Request) (Image, error) {
 	if req.Pull.TempDir != "" {
 		env = append(env, "TMPDIR="+req.Pull.TempDir)
 	}
+	req.Pull.UntrustedNetwork = req.Place.NetNS != ""
 	var image Image
 	err := sandbox.Runner{Monitor: r.Monitor}.Run(ctx, sandbox.Job{
 		Command:     ChildCommand,
@@ -135,6 +138,7 @@ func (Layers) Pull(ctx context.Context, req PullRequest) (Image, error) {
 		RegistriesConfDir: req.RegistriesConfDir,
 		RegistriesD:       req.RegistriesD,
 		CertsD:            req.CertsDir,
+		UntrustedNetwork:  req.UntrustedNetwork,
 		Rules:             req.Rules,
 	})
 	if err != nil {
