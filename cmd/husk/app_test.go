@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -21,11 +20,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/testkit/fakeregistry"
+	"github.com/husk-cri/husk/internal/testkit/huskconf"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // place is a node's configuration in a directory of its own.
-type place struct{ dir, husk string }
+type place struct {
+	dir, husk string
+	conf      huskconf.Place
+}
 
 // newPlace writes both configurations; the machine's own are not read.
 func newPlace(t *testing.T) place {
@@ -33,41 +36,13 @@ func newPlace(t *testing.T) place {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, as husk does")
 	}
-	p := place{dir: t.TempDir()}
-	p.write(t, "policy.json", `{"default":[{"type":"insecureAcceptAnything"}]}`)
-	p.write(t, "auth.json", `{}`)
-	p.write(t, "registries.conf", "unqualified-search-registries = []\n")
-	p.write(t, "crio.conf", fmt.Sprintf(`
-[crio]
-root = "%[1]s/root"
-runroot = "%[1]s/run"
-storage_driver = "vfs"
-[crio.api]
-listen = "%[1]s/backend.sock"
-[crio.runtime.runtimes.husk]
-runtime_path = "/usr/local/bin/containerd-shim-husk-v2"
-runtime_type = "vm"
-runtime_pull_image = true
-[crio.image]
-global_auth_file = "%[1]s/auth.json"
-signature_policy = "%[1]s/policy.json"
-signature_policy_dir = "%[1]s/policies"
-`, p.dir))
-	p.husk = p.write(t, "husk.toml", fmt.Sprintf(`
-crio_config = "%[1]s/crio.conf"
-crio_config_dir = "%[1]s/none"
-registries_conf = "%[1]s/registries.conf"
-registries_conf_dir = "%[1]s/none"
-listen = "%[1]s/front.sock"
-`, p.dir))
-	return p
+	conf := huskconf.New(t)
+	return place{dir: conf.Dir, husk: conf.File, conf: conf}
 }
 
 func (p place) write(t *testing.T, name, text string) string {
 	t.Helper()
-	path := filepath.Join(p.dir, name)
-	NewWithT(t).Expect(os.WriteFile(path, []byte(text), 0o600)).To(Succeed())
-	return path
+	return p.conf.Write(t, name, text)
 }
 
 // run runs the command as main does and returns what it printed. urfave/cli keeps
