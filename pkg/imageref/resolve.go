@@ -79,26 +79,41 @@ func ResolveStored(records []Record, q Query) Match {
 }
 
 func byID(records []Record, match func(string) bool) []Record {
-	found := slices.DeleteFunc(slices.Clone(records), func(r Record) bool { return !match(r.ImageID().String()) })
-	return sortNewest(found, anyReference)
+	return sortNewest(where(records, func(r Record) bool { return match(r.ImageID().String()) }), anyReference)
+}
+
+// where returns the records that fn accepts.
+func where(records []Record, fn func(Record) bool) []Record {
+	var found []Record
+	for i := range records {
+		if fn(records[i]) {
+			found = append(found, records[i])
+		}
+	}
+	return found
 }
 
 func byReference(records []Record, ref Reference) []Record {
-	match := func(r Record, p PulledReference) bool { return Matches(r, p, ref) }
-	found := slices.DeleteFunc(slices.Clone(records), func(r Record) bool { return !pulledAs(r, match) })
-	return sortNewest(found, match)
+	match := matching(ref)
+	return sortNewest(where(records, func(r Record) bool { return pulledAs(r, match) }), match)
 }
 
 // Matches reports whether ref names the record by the given pull: the same
 // repository and tag, or the same repository and a digest of the image.
 func Matches(rec Record, pulled PulledReference, ref Reference) bool {
-	if pulled.Reference.Repository() != ref.Repository() {
-		return false
+	return matching(ref)(rec, pulled)
+}
+
+// matching is Matches for many records. What decides most of them comes first, and
+// what has to be put together, such as a repository's name, last.
+func matching(ref Reference) matcher {
+	repository, d, tag := ref.Repository(), ref.Digest(), ref.Tag()
+	return func(rec Record, pulled PulledReference) bool {
+		if !d.IsZero() {
+			return (pulled.Digest == d || rec.Manifest == d) && pulled.Reference.Repository() == repository
+		}
+		return tag != "" && pulled.Reference.Tag() == tag && pulled.Reference.Digest().IsZero() && pulled.Reference.Repository() == repository
 	}
-	if d := ref.Digest(); !d.IsZero() {
-		return pulled.Digest == d || rec.Manifest == d
-	}
-	return ref.TagOnly() != "" && pulled.Reference.TagOnly() == ref.TagOnly()
 }
 
 // Choose picks, among records of one image ID, the one a container means whose
@@ -109,7 +124,7 @@ func Choose(records []Record, refs []Reference) (Record, PulledReference) {
 	for _, ref := range refs {
 		if found := byReference(records, ref); len(found) > 0 {
 			rec := found[0]
-			pulled, _ := lastPull(rec, func(r Record, p PulledReference) bool { return Matches(r, p, ref) })
+			pulled, _ := lastPull(rec, matching(ref))
 			return rec, pulled
 		}
 	}
@@ -144,8 +159,7 @@ func lastPull(rec Record, match matcher) (PulledReference, bool) {
 }
 
 func pulledAs(rec Record, match matcher) bool {
-	_, ok := lastPull(rec, match)
-	return ok
+	return slices.ContainsFunc(rec.References, func(p PulledReference) bool { return match(rec, p) })
 }
 
 func sortNewest(records []Record, match matcher) []Record {

@@ -1,6 +1,7 @@
 package imageref
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -100,5 +101,20 @@ func TestChoose(t *testing.T) {
 	} {
 		_, pulled := Choose([]Record{plain, secret}, []Reference{must(ParseReference(ask))})
 		NewWithT(t).Expect(pulled.Reference.String()).To(Equal(want), ask)
+	}
+}
+
+// BenchmarkResolve finds one of 1,000 records, as every ImageStatus does.
+func BenchmarkResolve(b *testing.B) {
+	records := make([]Record, 0, 1000)
+	for i := range 1000 {
+		records = append(records, record("1", "a", pulledOn(fmt.Sprintf("registry.test/team/app:v%d", i), manifest("1"), i%60)))
+	}
+	ref := must(ParseReference("registry.test/team/app:v777"))
+	q := NewQuery(ref.String(), []Reference{ref})
+	for b.Loop() {
+		if len(Resolve(records, q).Records) != 1 {
+			b.Fatal("not found")
+		}
 	}
 }
