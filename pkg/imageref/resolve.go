@@ -124,7 +124,7 @@ func Choose(records []Record, refs []Reference) (Record, PulledReference) {
 	for _, ref := range refs {
 		if found := byReference(records, ref); len(found) > 0 {
 			rec := found[0]
-			pulled, _ := lastPull(rec, matching(ref))
+			pulled := lastPull(rec, matching(ref))
 			return rec, pulled
 		}
 	}
@@ -139,7 +139,7 @@ func Choose(records []Record, refs []Reference) (Record, PulledReference) {
 		}
 	}
 	rec := sortNewest(slices.Clone(records), match)[0]
-	pulled, _ := lastPull(rec, match)
+	pulled := lastPull(rec, match)
 	return rec, pulled
 }
 
@@ -148,14 +148,14 @@ type matcher func(Record, PulledReference) bool
 
 func anyReference(Record, PulledReference) bool { return true }
 
-// lastPull is the record's newest pull that match accepts; false when there is none.
-func lastPull(rec Record, match matcher) (PulledReference, bool) {
+// lastPull is the record's newest pull that match accepts; zero when there is none.
+func lastPull(rec Record, match matcher) PulledReference {
 	for _, p := range rec.NewestFirst() {
 		if match(rec, p) {
-			return p, true
+			return p
 		}
 	}
-	return PulledReference{}, false
+	return PulledReference{}
 }
 
 func pulledAs(rec Record, match matcher) bool {
@@ -164,9 +164,7 @@ func pulledAs(rec Record, match matcher) bool {
 
 func sortNewest(records []Record, match matcher) []Record {
 	slices.SortStableFunc(records, func(a, b Record) int {
-		pa, _ := lastPull(a, match)
-		pb, _ := lastPull(b, match)
-		return pb.PulledAt.Compare(pa.PulledAt)
+		return lastPull(b, match).PulledAt.Compare(lastPull(a, match).PulledAt)
 	})
 	return records
 }
