@@ -215,198 +215,6 @@ func (x *GetResourceResponse) GetResource() []byte {
 	return nil
 }
 
-type UnsealSecretInput struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UnsealSecretInput) Reset() {
-	*x = UnsealSecretInput{}
-	mi := &file_cdh_cdh_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UnsealSecretInput) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UnsealSecretInput) ProtoMessage() {}
-
-func (x *UnsealSecretInput) ProtoReflect() protoreflect.Message {
-	mi := &file_cdh_cdh_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UnsealSecretInput.ProtoReflect.Descriptor instead.
-func (*UnsealSecretInput) Descriptor() ([]byte, []int) {
-	return file_cdh_cdh_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *UnsealSecretInput) GetSecret() []byte {
-	if x != nil {
-		return x.Secret
-	}
-	return nil
-}
-
-type UnsealSecretOutput struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Plaintext     []byte                 `protobuf:"bytes,1,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UnsealSecretOutput) Reset() {
-	*x = UnsealSecretOutput{}
-	mi := &file_cdh_cdh_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UnsealSecretOutput) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UnsealSecretOutput) ProtoMessage() {}
-
-func (x *UnsealSecretOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_cdh_cdh_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UnsealSecretOutput.ProtoReflect.Descriptor instead.
-func (*UnsealSecretOutput) Descriptor() ([]byte, []int) {
-	return file_cdh_cdh_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *UnsealSecretOutput) GetPlaintext() []byte {
-	if x != nil {
-		return x.Plaintext
-	}
-	return nil
-}
-
-type SecureMountRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	VolumeType    string                 `protobuf:"bytes,1,opt,name=volume_type,json=volumeType,proto3" json:"volume_type,omitempty"`
-	Options       map[string]string      `protobuf:"bytes,2,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Flags         []string               `protobuf:"bytes,3,rep,name=flags,proto3" json:"flags,omitempty"`
-	MountPoint    string                 `protobuf:"bytes,4,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SecureMountRequest) Reset() {
-	*x = SecureMountRequest{}
-	mi := &file_cdh_cdh_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SecureMountRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SecureMountRequest) ProtoMessage() {}
-
-func (x *SecureMountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cdh_cdh_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SecureMountRequest.ProtoReflect.Descriptor instead.
-func (*SecureMountRequest) Descriptor() ([]byte, []int) {
-	return file_cdh_cdh_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *SecureMountRequest) GetVolumeType() string {
-	if x != nil {
-		return x.VolumeType
-	}
-	return ""
-}
-
-func (x *SecureMountRequest) GetOptions() map[string]string {
-	if x != nil {
-		return x.Options
-	}
-	return nil
-}
-
-func (x *SecureMountRequest) GetFlags() []string {
-	if x != nil {
-		return x.Flags
-	}
-	return nil
-}
-
-func (x *SecureMountRequest) GetMountPoint() string {
-	if x != nil {
-		return x.MountPoint
-	}
-	return ""
-}
-
-type SecureMountResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SecureMountResponse) Reset() {
-	*x = SecureMountResponse{}
-	mi := &file_cdh_cdh_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SecureMountResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SecureMountResponse) ProtoMessage() {}
-
-func (x *SecureMountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cdh_cdh_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SecureMountResponse.ProtoReflect.Descriptor instead.
-func (*SecureMountResponse) Descriptor() ([]byte, []int) {
-	return file_cdh_cdh_proto_rawDescGZIP(), []int{7}
-}
-
 var File_cdh_cdh_proto protoreflect.FileDescriptor
 
 const file_cdh_cdh_proto_rawDesc = "" +
@@ -421,30 +229,11 @@ const file_cdh_cdh_proto_rawDesc = "" +
 	"\x12GetResourceRequest\x12\"\n" +
 	"\fResourcePath\x18\x01 \x01(\tR\fResourcePath\"1\n" +
 	"\x13GetResourceResponse\x12\x1a\n" +
-	"\bResource\x18\x01 \x01(\fR\bResource\"+\n" +
-	"\x11UnsealSecretInput\x12\x16\n" +
-	"\x06secret\x18\x01 \x01(\fR\x06secret\"2\n" +
-	"\x12UnsealSecretOutput\x12\x1c\n" +
-	"\tplaintext\x18\x01 \x01(\fR\tplaintext\"\xe8\x01\n" +
-	"\x12SecureMountRequest\x12\x1f\n" +
-	"\vvolume_type\x18\x01 \x01(\tR\n" +
-	"volumeType\x12>\n" +
-	"\aoptions\x18\x02 \x03(\v2$.api.SecureMountRequest.OptionsEntryR\aoptions\x12\x14\n" +
-	"\x05flags\x18\x03 \x03(\tR\x05flags\x12\x1f\n" +
-	"\vmount_point\x18\x04 \x01(\tR\n" +
-	"mountPoint\x1a:\n" +
-	"\fOptionsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x15\n" +
-	"\x13SecureMountResponse2N\n" +
+	"\bResource\x18\x01 \x01(\fR\bResource2N\n" +
 	"\x10ImagePullService\x12:\n" +
 	"\tPullImage\x12\x15.api.ImagePullRequest\x1a\x16.api.ImagePullResponse2V\n" +
 	"\x12GetResourceService\x12@\n" +
-	"\vGetResource\x12\x17.api.GetResourceRequest\x1a\x18.api.GetResourceResponse2V\n" +
-	"\x13SealedSecretService\x12?\n" +
-	"\fUnsealSecret\x12\x16.api.UnsealSecretInput\x1a\x17.api.UnsealSecretOutput2V\n" +
-	"\x12SecureMountService\x12@\n" +
-	"\vSecureMount\x12\x17.api.SecureMountRequest\x1a\x18.api.SecureMountResponseB&Z$github.com/husk-cri/husk/pkg/api/cdhb\x06proto3"
+	"\vGetResource\x12\x17.api.GetResourceRequest\x1a\x18.api.GetResourceResponseB&Z$github.com/husk-cri/husk/pkg/api/cdhb\x06proto3"
 
 var (
 	file_cdh_cdh_proto_rawDescOnce sync.Once
@@ -458,33 +247,23 @@ func file_cdh_cdh_proto_rawDescGZIP() []byte {
 	return file_cdh_cdh_proto_rawDescData
 }
 
-var file_cdh_cdh_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_cdh_cdh_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_cdh_cdh_proto_goTypes = []any{
 	(*ImagePullRequest)(nil),    // 0: api.ImagePullRequest
 	(*ImagePullResponse)(nil),   // 1: api.ImagePullResponse
 	(*GetResourceRequest)(nil),  // 2: api.GetResourceRequest
 	(*GetResourceResponse)(nil), // 3: api.GetResourceResponse
-	(*UnsealSecretInput)(nil),   // 4: api.UnsealSecretInput
-	(*UnsealSecretOutput)(nil),  // 5: api.UnsealSecretOutput
-	(*SecureMountRequest)(nil),  // 6: api.SecureMountRequest
-	(*SecureMountResponse)(nil), // 7: api.SecureMountResponse
-	nil,                         // 8: api.SecureMountRequest.OptionsEntry
 }
 var file_cdh_cdh_proto_depIdxs = []int32{
-	8, // 0: api.SecureMountRequest.options:type_name -> api.SecureMountRequest.OptionsEntry
-	0, // 1: api.ImagePullService.PullImage:input_type -> api.ImagePullRequest
-	2, // 2: api.GetResourceService.GetResource:input_type -> api.GetResourceRequest
-	4, // 3: api.SealedSecretService.UnsealSecret:input_type -> api.UnsealSecretInput
-	6, // 4: api.SecureMountService.SecureMount:input_type -> api.SecureMountRequest
-	1, // 5: api.ImagePullService.PullImage:output_type -> api.ImagePullResponse
-	3, // 6: api.GetResourceService.GetResource:output_type -> api.GetResourceResponse
-	5, // 7: api.SealedSecretService.UnsealSecret:output_type -> api.UnsealSecretOutput
-	7, // 8: api.SecureMountService.SecureMount:output_type -> api.SecureMountResponse
-	5, // [5:9] is the sub-list for method output_type
-	1, // [1:5] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0, // 0: api.ImagePullService.PullImage:input_type -> api.ImagePullRequest
+	2, // 1: api.GetResourceService.GetResource:input_type -> api.GetResourceRequest
+	1, // 2: api.ImagePullService.PullImage:output_type -> api.ImagePullResponse
+	3, // 3: api.GetResourceService.GetResource:output_type -> api.GetResourceResponse
+	2, // [2:4] is the sub-list for method output_type
+	0, // [0:2] is the sub-list for method input_type
+	0, // [0:0] is the sub-list for extension type_name
+	0, // [0:0] is the sub-list for extension extendee
+	0, // [0:0] is the sub-list for field type_name
 }
 
 func init() { file_cdh_cdh_proto_init() }
@@ -498,9 +277,9 @@ func file_cdh_cdh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cdh_cdh_proto_rawDesc), len(file_cdh_cdh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   4,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   2,
 		},
 		GoTypes:           file_cdh_cdh_proto_goTypes,
 		DependencyIndexes: file_cdh_cdh_proto_depIdxs,
