@@ -31,44 +31,62 @@ func (s *Server) imageStatus(c *call) error {
 		return err
 	}
 	if explicit && h.GuestPull {
-		return s.answerRecord(c, req, h.Name)
-	}
-	raw, err := c.relay(c.request)
-	if err != nil && s.noSuchID(c.ctx(), spec.GetImage(), err) {
-		found, findErr := s.find(c.ctx(), spec.GetImage(), imageref.Resolve)
-		if findErr == nil && len(found.Records) > 0 {
-			raw, err = nil, nil // an ID that a record has
-		}
-	}
-	if err != nil {
-		return err
-	}
-	answer := new(cri.ImageStatusResponse)
-	if err := proto.Unmarshal(raw, answer); err != nil {
-		return c.send(raw) // not the front's to judge
-	}
-	if answer.GetImage() != nil {
-		rec, err := s.recordByStorageID(c.ctx(), answer.GetImage().GetId())
+		found, err := s.find(c.ctx(), spec.GetImage(), imageref.Resolve)
 		if err != nil {
 			return err
 		}
-		if rec == nil {
-			return c.send(raw)
-		}
+		return answerRecord(c, req, h.Name, found)
 	}
-	byID := !imageref.NewQuery(spec.GetImage(), nil).ID.IsZero()
-	if explicit || (len(spec.GetAnnotations()) > 0 && !byID) {
-		return c.answer(new(cri.ImageStatusResponse))
-	}
-	return s.answerRecord(c, req, s.shownHandler())
+	return s.statusOfAll(c, req, explicit)
 }
 
-// answerRecord answers with the record that the request names, or with no image.
-func (s *Server) answerRecord(c *call, req *cri.ImageStatusRequest, handler string) error {
-	found, err := s.find(c.ctx(), req.GetImage().GetImage(), imageref.Resolve)
-	if err != nil {
+// statusOfAll answers a question that names no guest-pull handler. explicit says that it
+// names an ordinary one.
+func (s *Server) statusOfAll(c *call, req *cri.ImageStatusRequest, explicit bool) error {
+	spec := req.GetImage()
+	raw, err := c.relay(c.request)
+	unknownID := err != nil && s.noSuchID(c.ctx(), spec.GetImage(), err)
+	if err != nil && !unknownID {
 		return err
 	}
+	if theirs, err := s.isOrdinary(c.ctx(), raw); err != nil {
+		return err
+	} else if theirs {
+		return c.send(raw)
+	}
+	byID := !imageref.NewQuery(spec.GetImage(), nil).ID.IsZero()
+	hidden := explicit || (len(spec.GetAnnotations()) > 0 && !byID)
+	if hidden && !unknownID {
+		return c.answer(new(cri.ImageStatusResponse))
+	}
+	found, findErr := s.find(c.ctx(), spec.GetImage(), imageref.Resolve)
+	switch {
+	case unknownID && (findErr != nil || len(found.Records) == 0):
+		return err // CRI-O's own words on an ID that no record has either
+	case hidden:
+		return c.answer(new(cri.ImageStatusResponse))
+	case findErr != nil:
+		return findErr
+	}
+	return answerRecord(c, req, s.shownHandler(), found)
+}
+
+// isOrdinary reports whether CRI-O's answer to an ImageStatus is its own affair: an
+// image with layers, or what cannot be read.
+func (s *Server) isOrdinary(ctx context.Context, raw []byte) (bool, error) {
+	answer := new(cri.ImageStatusResponse)
+	if err := proto.Unmarshal(raw, answer); err != nil {
+		return true, nil //nolint:nilerr // not the front's to judge
+	}
+	if answer.GetImage() == nil {
+		return false, nil
+	}
+	rec, err := s.recordByStorageID(ctx, answer.GetImage().GetId())
+	return rec == nil, err
+}
+
+// answerRecord answers with the first of the records, or with no image.
+func answerRecord(c *call, req *cri.ImageStatusRequest, handler string, found imageref.Match) error {
 	if len(found.Records) == 0 {
 		return c.answer(new(cri.ImageStatusResponse))
 	}
