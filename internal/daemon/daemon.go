@@ -131,7 +131,7 @@ func (s *Settings) frontConfig() front.Config {
 
 // fatal returns the first problem that husk cannot live with.
 func (s Settings) fatal() error {
-	for _, p := range s.Problems {
+	for _, p := range s.problems {
 		if p.Fatal {
 			return errdefs.New(errdefs.InvalidArgument, "configuration", p)
 		}
@@ -156,7 +156,7 @@ func (d *daemon) use(s Settings) error {
 
 // warn tells the log what is wrong with the settings but does not stop husk.
 func (d *daemon) warn(ctx context.Context) {
-	for _, p := range d.now.Load().Problems {
+	for _, p := range d.now.Load().problems {
 		d.log.WarnContext(ctx, "configuration", "problem", p.Error())
 	}
 }
@@ -166,7 +166,7 @@ func (d *daemon) warn(ctx context.Context) {
 func (d *daemon) reload(ctx context.Context, server *front.Server) (err error) {
 	defer func() { d.metrics.Reloaded(err) }()
 	old := d.now.Load()
-	next, err := ReadSettings(d.options.Path, d.options.Version)
+	next, err := checkedSettings(d.options.Path, d.options.Version)
 	if err != nil {
 		return err
 	}

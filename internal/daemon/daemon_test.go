@@ -28,7 +28,7 @@ func (p place) started(t *testing.T) (*daemon, *front.Server, *bytes.Buffer) {
 	g := NewWithT(t)
 	logged := new(bytes.Buffer)
 	d := &daemon{options: Options{Path: p.File}, log: slog.New(slog.NewTextHandler(logged, nil)), metrics: metrics.New(metrics.Options{})}
-	s, err := ReadSettings(p.File, "test")
+	s, err := checkedSettings(p.File, "test")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(d.use(s)).To(Succeed())
 	server, err := front.New(s.frontConfig(), front.Collaborators{Log: d.log})

@@ -84,12 +84,12 @@ func Serve(ctx context.Context, options Options) (err error) {
 
 // newDaemon reads the settings, opens the store, and repairs what a crash has left.
 func newDaemon(ctx context.Context, options Options) (*daemon, error) {
-	s, err := ReadSettings(options.Path, options.Version)
+	s, err := checkedSettings(options.Path, options.Version)
 	if err != nil {
 		return nil, err
 	}
 	// Now, and not at the first pull: what changes later waits for SIGHUP.
-	s.Problems = append(s.Problems, registriesProblems(s)...)
+	s.problems = append(s.problems, registriesProblems(s.Source, s.Config.RegistriesConf)...)
 	d := &daemon{options: options}
 	if err := d.use(s); err != nil {
 		return nil, err

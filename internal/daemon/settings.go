@@ -22,17 +22,30 @@ type Settings struct {
 	Crio   crioconf.Config
 	// Source has the registries.
 	Source *registry.Source
-	// Problems are what will not work of what the files say.
-	Problems []config.Problem
 
 	registry registry.Config
+	// problems are what will not work of what the files say.
+	problems []config.Problem
 }
 
 // ReadSettings reads husk.toml and crio.conf with their drop-ins, for the Husk of this
 // version. What is wrong with the files themselves is an error of kind
-// InvalidArgument; what will not work of what they say is among the problems.
+// InvalidArgument; what will not work of what they say is for [Check].
 func ReadSettings(path, version string) (Settings, error) {
+	return newSettings(config.Read(path), version)
+}
+
+// checkedSettings is ReadSettings with the problems.
+func checkedSettings(path, version string) (Settings, error) {
 	loaded := config.Read(path)
+	s, err := newSettings(loaded, version)
+	if err == nil {
+		s.problems = problemsOf(loaded, s.Crio)
+	}
+	return s, err
+}
+
+func newSettings(loaded config.Loaded, version string) (Settings, error) {
 	if err := loaded.Err(); err != nil {
 		return Settings{}, err
 	}
@@ -44,28 +57,26 @@ func ReadSettings(path, version string) (Settings, error) {
 	if err != nil {
 		return Settings{}, err
 	}
-	s := newSettings(loaded.Config, crio, version)
-	s.Problems = append(crioconf.Check(crio), config.Check(loaded, crio)...)
+	s := Settings{Config: loaded.Config, Crio: crio, registry: registryConfig(loaded.Config, crio, version)}
+	s.Source = registry.New(s.registry)
 	return s, nil
 }
 
-// newSettings makes settings of what was read, problems not looked for.
-func newSettings(conf config.Config, crio crioconf.Config, version string) Settings {
-	s := Settings{Config: conf, Crio: crio, registry: registryConfig(conf, crio, version)}
-	s.Source = registry.New(s.registry)
-	return s
+// problemsOf finds what will not work of what the files say.
+func problemsOf(loaded config.Loaded, crio crioconf.Config) []config.Problem {
+	return append(crioconf.Check(crio), config.Check(loaded, crio)...)
 }
 
 // registriesProblems reads registries.conf, for all sources of this process, and says
 // what is wrong with it. CRI-O starts with a broken one too, and then fails every pull.
 // That the file is missing is among the problems already.
-func registriesProblems(s Settings) []config.Problem {
-	err := s.Source.Reload()
+func registriesProblems(source *registry.Source, file string) []config.Problem {
+	err := source.Reload()
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return []config.Problem{{
-		File: cmp.Or(s.Config.RegistriesConf, "registries.conf"), What: err.Error(),
+		File: cmp.Or(file, "registries.conf"), What: err.Error(),
 		Remedy: "mend the file, containers-registries.conf(5): every pull fails",
 	}}
 }
@@ -102,9 +113,9 @@ func Check(loaded config.Loaded) []config.Problem {
 	if err != nil {
 		return append(problems, asProblem(err, loaded.Config.CrioConfigDir))
 	}
-	problems = append(problems, crioconf.Check(crio)...)
-	problems = append(problems, config.Check(loaded, crio)...)
-	return append(problems, registriesProblems(newSettings(loaded.Config, crio, ""))...)
+	problems = append(problems, problemsOf(loaded, crio)...)
+	source := registry.New(registryConfig(loaded.Config, crio, ""))
+	return append(problems, registriesProblems(source, loaded.Config.RegistriesConf)...)
 }
 
 // asProblem returns the problem in err, or one of file.
