@@ -15,6 +15,7 @@ import (
 
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // tower counts pulls and holds them until they are released.
@@ -167,7 +168,7 @@ func TestFlightKeys(t *testing.T) {
 	var f, another manifestonly.Flights
 	base := manifestonly.Request{
 		Name: "app:v1", Namespace: "ns", Platform: imgspec.Platform{OS: "linux", Architecture: "arm", Variant: "v7"},
-		Credentials: manifestonly.Credentials{Username: "alice", Password: "hunter2"},
+		Credentials: registryauth.Credentials{Username: "alice", Password: "hunter2"},
 	}
 	with := func(edit func(*manifestonly.Request)) manifestonly.Request {
 		req := base
@@ -187,7 +188,7 @@ func TestFlightKeys(t *testing.T) {
 		{with(func(r *manifestonly.Request) { r.Platform.OSFeatures = []string{"x"} }), "host"},
 		{with(func(r *manifestonly.Request) { r.Limits.MaxLayers = 1 }), "host"},
 		{with(func(r *manifestonly.Request) { r.Limits.MaxImageBytes = 1 }), "host"},
-		{with(func(r *manifestonly.Request) { r.Credentials = manifestonly.Credentials{} }), "host"},
+		{with(func(r *manifestonly.Request) { r.Credentials = registryauth.Credentials{} }), "host"},
 		{with(func(r *manifestonly.Request) { r.Credentials.Password = "hunter3" }), "host"},
 		{with(func(r *manifestonly.Request) { r.Credentials.Username, r.Credentials.Password = "aliceh", "unter2" }), "host"},
 		{with(func(r *manifestonly.Request) { r.Credentials.Auth = "YTpi" }), "host"},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // Request asks for one pull.
@@ -21,7 +22,7 @@ type Request struct {
 	// Name is the image as the user wrote it; short names are resolved.
 	Name string
 	// Credentials of the request, for this pull alone; zero for none.
-	Credentials Credentials
+	Credentials registryauth.Credentials
 	// Namespace is the pod's Kubernetes namespace, for its signature policy and its
 	// auth files; "" means the node's.
 	Namespace string

@@ -2,11 +2,6 @@ package manifestonly_test
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"net/url"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -16,6 +11,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // source is a registry in memory. It serves what it is told to, lies included.
@@ -221,7 +217,7 @@ func TestPullTriesCandidates(t *testing.T) {
 	g.Expect(result.Pulled.Reference.String()).To(Equal(name))
 	g.Expect(s.opened).To(Equal([]string{"first.test/app:v1", name}))
 
-	cred := manifestonly.Credentials{Username: "u", Password: "hunter2"}
+	cred := registryauth.Credentials{Username: "u", Password: "hunter2"}
 	_, err = manifestonly.Pull(t.Context(), manifestonly.Request{Name: "gone", Credentials: cred, Namespace: "ns"}, s, &storetest.Memory{})
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.NotFound))
 	g.Expect(err).To(MatchError(ContainSubstring("b.test/gone")), "the last one's error, as CRI-O's")
@@ -230,63 +226,4 @@ func TestPullTriesCandidates(t *testing.T) {
 
 	_, err = manifestonly.Pull(t.Context(), manifestonly.Request{Name: "none"}, s, &storetest.Memory{})
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InvalidArgument))
-}
-
-func TestCredentialsPrintNoSecret(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	c := manifestonly.Credentials{
-		Username: "alice", Password: "hunter2", IdentityToken: "refresh-secret", RegistryToken: "bearer-secret",
-		Auth: base64.StdEncoding.EncodeToString([]byte("bob:auth-secret")),
-	}
-	asJSON, err := json.Marshal(map[string]any{"c": c, "p": &c})
-	g.Expect(err).NotTo(HaveOccurred())
-	req := manifestonly.Request{Name: "x", Credentials: c}
-	printed := fmt.Sprintf("%v %+v %#v %s %q %d %x %v %+v %#v %s", c, c, c, c, c, c, c, &c, req, req, asJSON)
-	for _, secret := range []string{"hunter2", "refresh-secret", "bearer-secret", c.Auth, "auth-secret", fmt.Sprintf("%x", "hunter2")} {
-		g.Expect(printed).NotTo(ContainSubstring(secret))
-	}
-	g.Expect(c.String()).To(ContainSubstring("identity-token"))
-	g.Expect(manifestonly.Credentials{}.String()).To(Equal("credentials(none)"))
-
-	cause := errors.New("server said: hunter2, auth-secret, " + c.Auth + ", refresh-secret")
-	scrubbed := c.Scrub(cause)
-	for _, secret := range []string{"hunter2", "refresh-secret", c.Auth, "auth-secret"} {
-		g.Expect(scrubbed.Error()).NotTo(ContainSubstring(secret))
-	}
-	g.Expect(errors.Is(scrubbed, cause)).To(BeTrue(), "the types behind it stay")
-	odd := manifestonly.Credentials{Username: "u", Password: "a\"b c/d\\e"}
-	for _, form := range []string{"%s", "%q"} {
-		for _, said := range []string{odd.Password, url.QueryEscape(odd.Password), url.PathEscape(odd.Password)} {
-			g.Expect(odd.Scrub(fmt.Errorf("server said "+form, said)).Error()).To(MatchRegexp(`^server said "?REDACTED"?$`))
-		}
-	}
-	g.Expect(c.Scrub(nil)).To(Succeed())
-	clean := errors.New("nothing to hide")
-	g.Expect(c.Scrub(clean)).To(BeIdenticalTo(clean))
-}
-
-func TestCredentialsPair(t *testing.T) {
-	t.Parallel()
-	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	for name, c := range map[string]struct {
-		in         manifestonly.Credentials
-		user, pass string
-		fails      bool
-	}{
-		"pair":       {manifestonly.Credentials{Username: "u", Password: "p"}, "u", "p", false},
-		"auth wins":  {manifestonly.Credentials{Username: "u", Password: "p", Auth: b64("a:b:c")}, "a", "b:c", false},
-		"padded":     {manifestonly.Credentials{Auth: b64("a:b\x00\x00")}, "a", "b", false},
-		"none":       {manifestonly.Credentials{}, "", "", false},
-		"not base64": {manifestonly.Credentials{Auth: "!secret!"}, "", "", true},
-		"no colon":   {manifestonly.Credentials{Username: "u", Auth: b64("secret")}, "", "", false},
-	} {
-		g := NewWithT(t)
-		user, pass, err := c.in.Pair()
-		g.Expect(err != nil).To(Equal(c.fails), name)
-		g.Expect([]string{user, pass}).To(Equal([]string{c.user, c.pass}), name)
-		if err != nil {
-			g.Expect(err.Error()).NotTo(ContainSubstring("secret"))
-		}
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // Source reads what describes an image from a registry. Neither it nor [Remote]
@@ -27,7 +28,7 @@ type Starter interface {
 // Access says on whose behalf a registry is asked.
 type Access struct {
 	// Credentials of the request; the zero value leaves the node's auth files.
-	Credentials Credentials
+	Credentials registryauth.Credentials
 	// Namespace is the Kubernetes namespace, which may have a signature policy of
 	// its own; "" for none.
 	Namespace string

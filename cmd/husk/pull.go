@@ -10,6 +10,7 @@ import (
 
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // maxPassword bounds what is read from standard input, which may be anything.
@@ -68,20 +69,20 @@ func pullCommand() *cli.Command {
 
 // readCredentials never takes a password from the command line, where every user
 // of the machine could read it.
-func readCredentials(c *cli.Context) (manifestonly.Credentials, error) {
+func readCredentials(c *cli.Context) (registryauth.Credentials, error) {
 	user := c.String("username")
 	if (user != "") != c.Bool("password-stdin") {
-		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "--username and --password-stdin go together")
+		return registryauth.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "--username and --password-stdin go together")
 	}
 	if user == "" {
-		return manifestonly.Credentials{}, nil
+		return registryauth.Credentials{}, nil
 	}
 	line, err := bufio.NewReader(io.LimitReader(c.App.Reader, maxPassword+1)).ReadString('\n')
 	if err != nil && line == "" {
-		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "no password on standard input")
+		return registryauth.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "no password on standard input")
 	}
 	if len(line) > maxPassword {
-		return manifestonly.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "the password is over %d bytes", maxPassword)
+		return registryauth.Credentials{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "the password is over %d bytes", maxPassword)
 	}
-	return manifestonly.Credentials{Username: user, Password: strings.TrimRight(line, "\r\n")}, nil
+	return registryauth.Credentials{Username: user, Password: strings.TrimRight(line, "\r\n")}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // outcomeOK is what an observer is told of a pull that did not fail.
@@ -97,7 +98,7 @@ func pullRequest(h Handler, req *cri.PullImageRequest) manifestonly.Request {
 	auth := req.GetAuth()
 	return manifestonly.Request{
 		Name: req.GetImage().GetImage(),
-		Credentials: manifestonly.Credentials{
+		Credentials: registryauth.Credentials{
 			Username:      auth.GetUsername(),
 			Password:      auth.GetPassword(),
 			Auth:          auth.GetAuth(),

@@ -20,6 +20,7 @@ import (
 	"github.com/husk-cri/husk/internal/logging"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 const secret = "hunter2hunter2"
@@ -87,9 +88,9 @@ func TestNothingLeaks(t *testing.T) {
 		"key identity token":  func(l *slog.Logger) { l.Info("x", "identity_token", secret) },
 		"key auth":            func(l *slog.Logger) { l.Info("x", "auth", basic()) },
 		"key in With":         func(l *slog.Logger) { l.With("client.secret", []byte(secret)).Info("x") },
-		"credentials":         func(l *slog.Logger) { l.Info("x", "c", manifestonly.Credentials{Username: "user", Password: secret}) },
+		"credentials":         func(l *slog.Logger) { l.Info("x", "c", registryauth.Credentials{Username: "user", Password: secret}) },
 		"in a struct": func(l *slog.Logger) {
-			l.Info("x", "r", manifestonly.Request{Name: leak, Credentials: manifestonly.Credentials{RegistryToken: secret}})
+			l.Info("x", "r", manifestonly.Request{Name: leak, Credentials: registryauth.Credentials{RegistryToken: secret}})
 		},
 		"errdefs": func(l *slog.Logger) {
 			l.Info("x", "error", errdefs.New(errdefs.Unauthorized, "pull "+leak, errors.New(header)))

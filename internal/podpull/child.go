@@ -14,12 +14,13 @@ import (
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // order is what a child is asked to fetch.
 type order struct {
 	Name        string              `json:"name"`
-	Credentials secrets             `json:"credentials"`
+	Credentials registryauth.Open   `json:"credentials"`
 	Namespace   string              `json:"namespace,omitempty"`
 	Platform    imgspec.Platform    `json:"platform"`
 	Limits      manifestonly.Limits `json:"limits"`
@@ -27,10 +28,6 @@ type order struct {
 	Environment []string            `json:"environment,omitempty"`
 	Known       []blob              `json:"known,omitempty"`
 }
-
-// secrets are credentials that a JSON encoder does not hide: they are for the pipe to
-// the child and nothing else.
-type secrets manifestonly.Credentials
 
 // blob is content that the parent's store has from a repository.
 type blob struct {
@@ -107,7 +104,7 @@ func fetch(ctx context.Context, o order) (answer, error) {
 	}
 	img, stats, err := manifestonly.Fetch(ctx, manifestonly.Request{
 		Name:        o.Name,
-		Credentials: manifestonly.Credentials(o.Credentials),
+		Credentials: registryauth.Credentials(o.Credentials),
 		Namespace:   o.Namespace,
 		Platform:    o.Platform,
 		Limits:      o.Limits,

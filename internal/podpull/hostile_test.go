@@ -15,6 +15,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // impostor is a child that a hostile registry has taken over: it answers what the
@@ -105,7 +106,7 @@ func TestHostileChild(t *testing.T) {
 		puller, s := newPuller(t)
 		puller.Runner.Executable = impostor(t, fmt.Sprintf(`{"kind":"unauthorized","message":"sent %s"}`, password))
 		_, err := puller.Pull(t.Context(), Place{}, manifestonly.Request{
-			Name: image.Reference, Credentials: manifestonly.Credentials{Username: "u", Password: password},
+			Name: image.Reference, Credentials: registryauth.Credentials{Username: "u", Password: password},
 		})
 		g.Expect(errdefs.Is(err, errdefs.Unauthorized)).To(BeTrue(), "%v", err)
 		g.Expect(err.Error()).NotTo(ContainSubstring(password))

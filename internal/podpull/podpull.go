@@ -29,6 +29,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // ChildCommand is the first argument that makes a binary run [RunChild].
@@ -102,7 +103,7 @@ func (p *Puller) pull(ctx context.Context, place Place, req manifestonly.Request
 		MaxAnswer:   maxAnswer,
 	}, order{
 		Name:        req.Name,
-		Credentials: secrets(req.Credentials),
+		Credentials: registryauth.Open(req.Credentials),
 		Namespace:   req.Namespace,
 		Platform:    req.Platform,
 		Limits:      req.Limits,

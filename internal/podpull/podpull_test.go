@@ -18,6 +18,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // TestMain makes the test binary a child too.
@@ -80,7 +81,7 @@ func TestPullInThePod(t *testing.T) {
 	p := newPod(t)
 	r := newRegistries(t, p, fakeregistry.Options{Username: "alice", Password: password})
 	puller, s := newPuller(t)
-	req := manifestonly.Request{Name: r.image.Reference, Credentials: manifestonly.Credentials{Username: "alice", Password: password}}
+	req := manifestonly.Request{Name: r.image.Reference, Credentials: registryauth.Credentials{Username: "alice", Password: password}}
 
 	result, err := puller.Pull(t.Context(), Place{NetNS: p.path}, req)
 	g.Expect(err).NotTo(HaveOccurred())
@@ -203,7 +204,7 @@ func TestWhereTheChildIs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := pullAside(ctx, puller, Place{NetNS: p.path, Cgroup: group}, manifestonly.Request{
-		Name: r.image.Reference, Credentials: manifestonly.Credentials{Username: "alice", Password: password},
+		Name: r.image.Reference, Credentials: registryauth.Credentials{Username: "alice", Password: password},
 	})
 	g.Eventually(r.pod.Paths).WithTimeout(10*time.Second).Should(ContainElement(HaveSuffix("/manifests/v1")), "it is at work")
 	var pids []string
@@ -295,7 +296,7 @@ func TestErrors(t *testing.T) {
 			g := NewWithT(t)
 			puller, s := newPuller(t)
 			_, err := puller.Pull(t.Context(), tc.place, manifestonly.Request{
-				Name: tc.name, Limits: tc.limits, Credentials: manifestonly.Credentials{Username: "alice", Password: password},
+				Name: tc.name, Limits: tc.limits, Credentials: registryauth.Credentials{Username: "alice", Password: password},
 			})
 			g.Expect(err).To(HaveOccurred())
 			g.Expect(errdefs.KindOf(err)).To(Equal(tc.kind), "%v", err)

@@ -14,6 +14,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // authFile writes what crio-credential-provider writes for the namespace ns and an
@@ -79,7 +80,7 @@ func TestNamespacedAuthFile(t *testing.T) {
 
 	// The request's own credentials win.
 	n.authFile(t, p.Repository, r.Host())
-	_, _, err = n.pull(t, manifestonly.Request{Name: p.Reference, Namespace: "ns", Credentials: manifestonly.Credentials{Username: "x", Password: "y"}})
+	_, _, err = n.pull(t, manifestonly.Request{Name: p.Reference, Namespace: "ns", Credentials: registryauth.Credentials{Username: "x", Password: "y"}})
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unauthorized), "%v", err)
 }
 

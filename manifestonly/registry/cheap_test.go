@@ -12,6 +12,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // secure is a registry as in production: TLS, tokens, two users with one repository.
@@ -24,8 +25,8 @@ func secure(t *testing.T) *fakeregistry.Registry {
 }
 
 var (
-	alice = manifestonly.Credentials{Username: "alice", Password: "a-secret"}
-	bob   = manifestonly.Credentials{Username: "bob", Password: "b-secret"}
+	alice = registryauth.Credentials{Username: "alice", Password: "a-secret"}
+	bob   = registryauth.Credentials{Username: "bob", Password: "b-secret"}
 )
 
 // The requests of each kind of pull, one by one: no more, no less, no other.
@@ -75,7 +76,7 @@ func TestWarmPullIsStillAuthorised(t *testing.T) {
 	_, err := manifestonly.Pull(t.Context(), manifestonly.Request{Name: p.Reference, Credentials: alice}, registry.New(n.config), store)
 	g.Expect(err).NotTo(HaveOccurred())
 	for _, name := range []string{p.Reference, p.Repository + "@" + p.Digest.String()} {
-		for _, c := range []manifestonly.Credentials{{}, {Username: "alice", Password: "wrong"}} {
+		for _, c := range []registryauth.Credentials{{}, {Username: "alice", Password: "wrong"}} {
 			_, err = manifestonly.Pull(t.Context(), manifestonly.Request{Name: name, Credentials: c}, registry.New(n.config), store)
 			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unauthorized), "%v", err)
 		}
@@ -91,7 +92,7 @@ func TestConnectionsAndTokens(t *testing.T) {
 	index := r.PushIndex(t, "team/app", "multi", p.Entry("linux", "amd64", ""))
 	source := registry.New(newNode(t).config)
 	used := map[int]string{}
-	for i, c := range []manifestonly.Credentials{alice, bob, alice} {
+	for i, c := range []registryauth.Credentials{alice, bob, alice} {
 		r.Forget()
 		_, err := manifestonly.Pull(t.Context(), manifestonly.Request{Name: index.Reference, Credentials: c}, source, &storetest.Memory{})
 		g.Expect(err).NotTo(HaveOccurred())

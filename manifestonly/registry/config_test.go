@@ -14,6 +14,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 func TestShortNameModes(t *testing.T) {
@@ -114,7 +115,7 @@ func TestPullFromMirror(t *testing.T) {
 // are: a mirror gets none of them.
 func TestMirrorGetsNoCredentials(t *testing.T) {
 	t.Parallel()
-	for title, c := range map[string]manifestonly.Credentials{
+	for title, c := range map[string]registryauth.Credentials{
 		"password":       {Username: "u", Password: "p-secret"},
 		"auth":           {Auth: basicAlice},
 		"identity token": {IdentityToken: "i-secret"},

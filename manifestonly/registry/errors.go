@@ -16,15 +16,15 @@ import (
 	"github.com/docker/distribution/registry/api/errcode"
 	v2 "github.com/docker/distribution/registry/api/v2"
 
-	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // target is what an error names, and the secrets that it must not.
 type target struct {
 	ref         imageref.Reference
-	credentials manifestonly.Credentials
+	credentials registryauth.Credentials
 }
 
 // fail returns an error of the given kind about the target.

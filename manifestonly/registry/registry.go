@@ -232,19 +232,8 @@ func dockerReference(ref imageref.Reference) (types.ImageReference, error) {
 // authorise returns the configuration for one pull of one registry.
 func (s *Source) authorise(ctx context.Context, t target, access manifestonly.Access) (*types.SystemContext, error) {
 	sys := s.systemContext()
-	username, password, err := access.Credentials.Pair()
-	if err != nil {
+	if err := access.Credentials.Apply(sys); err != nil {
 		return nil, t.fail(errdefs.InvalidArgument, "pull", err)
-	}
-	sys.DockerBearerRegistryToken = access.Credentials.RegistryToken
-	identity := access.Credentials.IdentityToken
-	// An empty DockerAuthConfig beside a registry token is not in vain: without one
-	// containers/image sends the token to the mirrors too, whoever runs them.
-	if username != "" || identity != "" || sys.DockerBearerRegistryToken != "" {
-		sys.DockerAuthConfig = &types.DockerAuthConfig{IdentityToken: identity}
-		if username != "" { // as CRI-O: a password without a name is none
-			sys.DockerAuthConfig.Username, sys.DockerAuthConfig.Password = username, password
-		}
 	}
 	// The look-up is no step: a name server that hangs costs the time of one, no more.
 	lookup, cancel := context.WithTimeout(ctx, s.steps.guard.limit())

@@ -17,6 +17,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 const accept = `{"default":[{"type":"insecureAcceptAnything"}]}`
@@ -153,22 +154,22 @@ func TestCredentials(t *testing.T) {
 	bearer := fakeregistry.Options{Username: user, Password: pass, Bearer: true, IdentityToken: refresh}
 	for name, c := range map[string]struct {
 		opts fakeregistry.Options
-		cred func(*fakeregistry.Registry) manifestonly.Credentials
+		cred func(*fakeregistry.Registry) registryauth.Credentials
 		want errdefs.Kind // Internal: it works
 	}{
-		"basic":               {basic, creds(manifestonly.Credentials{Username: user, Password: pass}), errdefs.Internal},
-		"basic by auth":       {basic, creds(manifestonly.Credentials{Auth: "YWxpY2U6Y29ycmVjdCBob3JzZQ=="}), errdefs.Internal},
-		"basic wrong":         {basic, creds(manifestonly.Credentials{Username: user, Password: "wrong horse"}), errdefs.Unauthorized},
-		"basic none":          {basic, creds(manifestonly.Credentials{}), errdefs.Unauthorized},
-		"bearer":              {bearer, creds(manifestonly.Credentials{Username: user, Password: pass}), errdefs.Internal},
-		"bearer wrong":        {bearer, creds(manifestonly.Credentials{Username: user, Password: "wrong horse"}), errdefs.Unauthorized},
-		"bearer none":         {bearer, creds(manifestonly.Credentials{}), errdefs.Unauthorized},
-		"bearer identity":     {bearer, creds(manifestonly.Credentials{IdentityToken: refresh}), errdefs.Internal},
-		"bearer bad identity": {bearer, creds(manifestonly.Credentials{IdentityToken: "something else"}), errdefs.Unauthorized},
-		"bearer ready": {bearer, func(r *fakeregistry.Registry) manifestonly.Credentials {
-			return manifestonly.Credentials{RegistryToken: r.BearerToken()}
+		"basic":               {basic, creds(registryauth.Credentials{Username: user, Password: pass}), errdefs.Internal},
+		"basic by auth":       {basic, creds(registryauth.Credentials{Auth: "YWxpY2U6Y29ycmVjdCBob3JzZQ=="}), errdefs.Internal},
+		"basic wrong":         {basic, creds(registryauth.Credentials{Username: user, Password: "wrong horse"}), errdefs.Unauthorized},
+		"basic none":          {basic, creds(registryauth.Credentials{}), errdefs.Unauthorized},
+		"bearer":              {bearer, creds(registryauth.Credentials{Username: user, Password: pass}), errdefs.Internal},
+		"bearer wrong":        {bearer, creds(registryauth.Credentials{Username: user, Password: "wrong horse"}), errdefs.Unauthorized},
+		"bearer none":         {bearer, creds(registryauth.Credentials{}), errdefs.Unauthorized},
+		"bearer identity":     {bearer, creds(registryauth.Credentials{IdentityToken: refresh}), errdefs.Internal},
+		"bearer bad identity": {bearer, creds(registryauth.Credentials{IdentityToken: "something else"}), errdefs.Unauthorized},
+		"bearer ready": {bearer, func(r *fakeregistry.Registry) registryauth.Credentials {
+			return registryauth.Credentials{RegistryToken: r.BearerToken()}
 		}, errdefs.Internal},
-		"auth not base64": {basic, creds(manifestonly.Credentials{Auth: "%%%secret%%%"}), errdefs.InvalidArgument},
+		"auth not base64": {basic, creds(registryauth.Credentials{Auth: "%%%secret%%%"}), errdefs.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -191,8 +192,8 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-func creds(c manifestonly.Credentials) func(*fakeregistry.Registry) manifestonly.Credentials {
-	return func(*fakeregistry.Registry) manifestonly.Credentials { return c }
+func creds(c registryauth.Credentials) func(*fakeregistry.Registry) registryauth.Credentials {
+	return func(*fakeregistry.Registry) registryauth.Credentials { return c }
 }
 
 func TestHostileRegistryCannotMakeUsRepeatCredentials(t *testing.T) {
@@ -203,7 +204,7 @@ func TestHostileRegistryCannotMakeUsRepeatCredentials(t *testing.T) {
 	r.On(fakeregistry.Manifest(""), fakeregistry.Echo(403))
 	_, _, err := newNode(t).pull(t, manifestonly.Request{
 		Name:        p.Reference,
-		Credentials: manifestonly.Credentials{Username: "alice", Password: "correct horse"},
+		Credentials: registryauth.Credentials{Username: "alice", Password: "correct horse"},
 	})
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unauthorized), "%v", err)
 	g.Expect(err.Error()).To(ContainSubstring("alice"), "the echo did arrive")
@@ -221,7 +222,7 @@ func TestNodeAuthFile(t *testing.T) {
 	_, _, err := n.pull(t, manifestonly.Request{Name: p.Reference})
 	g.Expect(err).NotTo(HaveOccurred())
 	// Those of the request win, and are not made good by the node's.
-	_, _, err = n.pull(t, manifestonly.Request{Name: p.Reference, Credentials: manifestonly.Credentials{Username: "x", Password: "y"}})
+	_, _, err = n.pull(t, manifestonly.Request{Name: p.Reference, Credentials: registryauth.Credentials{Username: "x", Password: "y"}})
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unauthorized), "%v", err)
 }
 
@@ -235,7 +236,7 @@ func TestMirrorsAndBlocking(t *testing.T) {
 		n := newNode(t)
 		n.write(t, "registries.conf", fmt.Sprintf("[[registry]]\nlocation=\"upstream.test/team\"\n[[registry.mirror]]\nlocation=%q\ninsecure=true\n", mirror.Host()+"/cache"))
 		result, _, err := n.pull(t, manifestonly.Request{
-			Name: "upstream.test/team/app:v1", Credentials: manifestonly.Credentials{Username: "u", Password: "p"},
+			Name: "upstream.test/team/app:v1", Credentials: registryauth.Credentials{Username: "u", Password: "p"},
 		})
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(result.Pulled.Pinned().String()).To(Equal("upstream.test/team/app@"+p.Digest.String()), "the name stays the user's")

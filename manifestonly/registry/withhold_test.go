@@ -13,6 +13,7 @@ import (
 	"github.com/husk-cri/husk/manifestonly/registry"
 	"github.com/husk-cri/husk/manifestonly/storetest"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // TestNodeCredentialsInAnUntrustedNetwork has a pod's network where anyone may answer
@@ -57,7 +58,7 @@ func TestRequestCredentialsInAnUntrustedNetwork(t *testing.T) {
 	p := r.Push(t, "app", "v1", fakeregistry.Image{})
 	n := newNode(t)
 	n.config.UntrustedNetwork = true
-	_, _, err := n.pull(t, manifestonly.Request{Name: p.Reference, Credentials: manifestonly.Credentials{Username: "pod", Password: "pod-secret"}})
+	_, _, err := n.pull(t, manifestonly.Request{Name: p.Reference, Credentials: registryauth.Credentials{Username: "pod", Password: "pod-secret"}})
 	g.Expect(err).NotTo(HaveOccurred(), "they are the pod's")
 
 	n.config.RegistriesConf = n.write(t, "helper.conf", "credential-helpers=[\"nodewide\"]\n")

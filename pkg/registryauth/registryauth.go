@@ -1,4 +1,6 @@
-package manifestonly
+// Package registryauth has the registry credentials of one pull: what a CRI AuthConfig
+// says, in a type that prints no secret.
+package registryauth
 
 import (
 	"encoding/base64"
@@ -8,6 +10,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/containers/image/v5/types"
 )
 
 // Credentials are those of one CRI AuthConfig. They are used for one pull and
@@ -47,6 +51,29 @@ func (c Credentials) Pair() (username, password string, err error) {
 	// Docker pads the password with NUL bytes; CRI-O strips them too.
 	return user, strings.Trim(pass, "\x00"), nil
 }
+
+// Apply makes containers/image use the credentials, in place of the node's auth files.
+// Zero changes nothing. Its error never repeats what could not be decoded.
+func (c Credentials) Apply(sys *types.SystemContext) error {
+	username, password, err := c.Pair()
+	if err != nil {
+		return err
+	}
+	sys.DockerBearerRegistryToken = c.RegistryToken
+	// An empty DockerAuthConfig beside a registry token is not in vain: without one
+	// containers/image sends the token to the mirrors too, whoever runs them.
+	if username != "" || c.IdentityToken != "" || c.RegistryToken != "" {
+		sys.DockerAuthConfig = &types.DockerAuthConfig{IdentityToken: c.IdentityToken}
+		if username != "" { // as CRI-O: a password without a name is none
+			sys.DockerAuthConfig.Username, sys.DockerAuthConfig.Password = username, password
+		}
+	}
+	return nil
+}
+
+// Open is [Credentials] that a JSON encoder does not hide: it is for the pipe to a
+// child of package sandbox and nothing else.
+type Open Credentials
 
 // Scrub returns err with every secret of c replaced in its text, quoted or escaped for
 // a URL as well. A registry may echo what it was sent, so what it says is not safe to
