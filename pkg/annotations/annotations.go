@@ -47,6 +47,9 @@ const (
 	// ImageVolumes on a container lists the volumes of the image config as a JSON
 	// array of absolute paths.
 	ImageVolumes = Prefix + "image-volumes"
+	// ImageMounts on a container is the JSON of []bundlegen.ImageMount: images whose
+	// content the runtime is to mount into the container, read-only (KEP-4639).
+	ImageMounts = Prefix + "image-mounts"
 )
 
 // crioPrefix starts most annotations of CRI-O, those that a pod may set among them.
