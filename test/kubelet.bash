@@ -19,23 +19,22 @@ tool() {
 	echo "$built"
 }
 
-# tenants_up starts the tenants' registry as a daemon of the node, and makes CRI-O and the
-# guests speak to it. It has the three images by the tag base.
+# tenants_up starts the tenants' registry as a daemon of the node, and makes CRI-O, husk and the guests trust it: it
+# speaks TLS, because guests give the node's credentials to no registry that nothing verifies. It has the three images by
+# the tag base.
 tenants_up() {
 	KUBELET=$(tool kubelet)
 	FAKEREGISTRY=$(tool fakeregistry)
-	export KUBELET TENANTS=$NODE_IP:5580 REQUESTS=$HUSK_TMP/tenants.jsonl OUT=$HUSK_TMP/out
+	# CRI-O and husk have no setting for certs.d: they look in their home first.
+	export KUBELET TENANTS=$NODE_IP:5580 REQUESTS=$HUSK_TMP/tenants.jsonl OUT=$HUSK_TMP/out CERTS=$NODE_DIR/home/.config/containers/certs.d
 	mkdir -p "$OUT"
 	local who
 	for who in admin:$ADMIN alice:$ALICE bob:$BOB guest:$GUEST alice:$WRONG; do credential "${who%%:*}" "${who#*:}"; done
 	jq -n --arg r "$TENANTS" --arg a "$(printf 'guest:%s' $GUEST | base64 -w0)" '{auths: {($r): {auth: $a}}}' >"$HUSK_TMP/guest-auth.json"
-	echo "auth_file = \"$HUSK_TMP/guest-auth.json\"" >>"$HUSK_TMP/shim.toml"
-	printf '\n[[registry]]\nlocation = "%s"\ninsecure = true\n' "$TENANTS" >>"$NODE_DIR/conf/registries.conf"
-	testnode start --dir "$NODE_DIR" tenants "$FAKEREGISTRY" --listen "$TENANTS" --log "$REQUESTS" \
+	printf '%s = "%s"\n' auth_file "$HUSK_TMP/guest-auth.json" certs_dir "$CERTS" >>"$HUSK_TMP/shim.toml"
+	testnode start --dir "$NODE_DIR" tenants "$FAKEREGISTRY" --listen "$TENANTS" --log "$REQUESTS" --certs-d "$CERTS" \
 		--user admin:$ADMIN --user guest:$GUEST --user "alice:$ALICE=tenants/alice" --user "bob:$BOB=tenants/bob"
-	eventually 10 curl -s "http://$TENANTS/v2/"
-	crio_restart
-	eventually 15 stock version || return 1
+	eventually 10 tenants_curl "$TENANTS/v2/" || return 1
 	local pids=()
 	base_image uid 1234 & pids+=("$!")
 	base_image name web & pids+=("$!")
@@ -43,12 +42,15 @@ tenants_up() {
 	for who in "${pids[@]}"; do wait "$who" || return 1; done
 }
 
+# tenants_curl ARGUMENT...: curl, which speaks to that registry alone.
+tenants_curl() { curl -s --cacert "$CERTS/$TENANTS/ca.crt" --proto-default https "$@"; }
+
 # push NAME:TAG [FLAG OF mkimage build...]: builds an image and pushes it to the tenants' registry.
 push() {
 	local slug=${1//[:\/]/-}
 	"$HUSK_BIN_DIR/mkimage" build --output "oci:$HUSK_TMP/tmp/$slug:latest" --summary "$HUSK_TMP/tmp/$slug.json" \
 		--passwd "$PASSWD" --group 'web:x:1300:' "${@:2}" >&2 || return 1
-	skopeo copy -q --all --insecure-policy --dest-tls-verify=false --dest-creds "admin:$ADMIN" \
+	skopeo copy -q --all --insecure-policy --dest-cert-dir "$CERTS/$TENANTS" --dest-creds "admin:$ADMIN" \
 		"oci:$HUSK_TMP/tmp/$slug:latest" "docker://$TENANTS/$1" >&2
 }
 
@@ -57,8 +59,8 @@ base_image() { push "users/$1:base" --user "$2" --layer "/a=$1"; }
 # tag FROM TO: another name, in whatever repository, for an image of the registry whose blobs are there.
 tag() {
 	local file=$HUSK_TMP/tmp/manifest-$RANDOM$RANDOM type=application/vnd.oci.image.manifest.v1+json
-	curl -sf -u "admin:$ADMIN" -H "Accept: $type" -o "$file" "http://$TENANTS/v2/${1%:*}/manifests/${1#*:}" &&
-		curl -sf -u "admin:$ADMIN" -X PUT -H "Content-Type: $type" --data-binary "@$file" "http://$TENANTS/v2/${2%:*}/manifests/${2#*:}"
+	tenants_curl -f -u "admin:$ADMIN" -H "Accept: $type" -o "$file" "$TENANTS/v2/${1%:*}/manifests/${1#*:}" &&
+		tenants_curl -f -u "admin:$ADMIN" -X PUT -H "Content-Type: $type" --data-binary "@$file" "$TENANTS/v2/${2%:*}/manifests/${2#*:}"
 }
 
 # tag_all FROM TO: tags the three images.
