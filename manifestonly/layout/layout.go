@@ -5,20 +5,18 @@ package layout
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"regexp"
 	"strings"
 
 	"github.com/containers/image/v5/directory"
-	"github.com/containers/image/v5/oci/archive"
-	ocilayout "github.com/containers/image/v5/oci/layout"
 	"github.com/containers/image/v5/signature"
 	"github.com/containers/image/v5/types"
 	"github.com/distribution/reference"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/husk-cri/husk/internal/ocisource"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/internal/imagesource"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -30,30 +28,23 @@ type Config struct {
 	// PolicyPath is the signature policy, which also speaks of these transports; ""
 	// is the default of containers/image.
 	PolicyPath string
-	// TempDir is where an archive is unpacked, layers and all, while its image is
-	// read; "" is the default of containers/image, /var/tmp.
-	TempDir string
 }
 
-// The forms of a location, as in containers-transports(5).
-const (
-	ociDir     = "oci:"         // oci:PATH[:TAG]
-	ociArchive = "oci-archive:" // oci-archive:FILE[:TAG]
-	plainDir   = "dir:"         // dir:PATH
-)
+// plainDir is dir:PATH of containers-transports(5). The other locations are
+// oci:PATH[:TAG] and oci-archive:FILE[:TAG].
+const plainDir = "dir:"
 
 // Is reports whether name is a location, as far as its form goes. Such a name can
 // also be read as a short image name ("oci:v1"): who wants that writes the
 // registry before it.
 func Is(name string) bool {
-	return strings.HasPrefix(name, ociDir) || strings.HasPrefix(name, ociArchive) || strings.HasPrefix(name, plainDir)
+	return ocisource.Is(name) || strings.HasPrefix(name, plainDir)
 }
 
 // Source is the one image at a location.
 type Source struct {
 	location string
 	config   Config
-	image    types.ImageReference
 	ref      imageref.Reference
 }
 
@@ -61,7 +52,8 @@ var _ manifestonly.Source = (*Source)(nil)
 
 // New returns the Source of the image at a location. What is not there is
 // errdefs.NotFound; a location that is malformed, or that holds several images of
-// which it names none, is errdefs.InvalidArgument.
+// which it names none, is errdefs.InvalidArgument. An archive is read in its place, so
+// one that is compressed as a whole is errdefs.Unsupported.
 //
 // The image gets the name that its layout gives it (the TAG, or the annotation
 // org.opencontainers.image.ref.name of the only image) where that is a full
@@ -79,27 +71,33 @@ func New(location string, config Config) (*Source, error) {
 	return s, nil
 }
 
-// parse finds the image, the name it has there, and the path.
+// parse finds the name that the image has there, and the path.
 func (s *Source) parse() (name, path string, err error) {
-	var found imgspec.Descriptor
-	switch location := s.location; {
-	case strings.HasPrefix(location, ociDir):
-		if s.image, err = ocilayout.ParseReference(location[len(ociDir):]); err == nil {
-			found, err = ocilayout.LoadManifestDescriptor(s.image)
+	if dir, ok := strings.CutPrefix(s.location, plainDir); ok {
+		ref, err := directory.NewReference(dir)
+		if err != nil {
+			return "", "", err
 		}
-	case strings.HasPrefix(location, ociArchive):
-		if s.image, err = archive.ParseReference(location[len(ociArchive):]); err == nil {
-			found, err = archive.LoadManifestDescriptorWithContext(&types.SystemContext{BigFilesTemporaryDir: s.config.TempDir}, s.image)
-		}
-	case strings.HasPrefix(location, plainDir):
-		s.image, err = directory.NewReference(location[len(plainDir):])
-	default:
-		return "", "", fmt.Errorf("want %sPATH[:TAG], %sFILE[:TAG] or %sPATH", ociDir, ociArchive, plainDir)
+		return "", ref.PolicyConfigurationIdentity(), nil
 	}
+	image, err := ocisource.Open(s.location)
 	if err != nil {
 		return "", "", err
 	}
-	return found.Annotations[imgspec.AnnotationRefName], s.image.PolicyConfigurationIdentity(), nil
+	return image.Descriptor().Annotations[imgspec.AnnotationRefName], image.Path(), image.Close()
+}
+
+// open opens the image.
+func (s *Source) open(ctx context.Context, sys *types.SystemContext) (types.ImageSource, error) {
+	dir, ok := strings.CutPrefix(s.location, plainDir)
+	if !ok {
+		return ocisource.Open(s.location)
+	}
+	ref, err := directory.NewReference(dir)
+	if err != nil {
+		return nil, err
+	}
+	return ref.NewImageSource(ctx, sys)
 }
 
 var (
@@ -138,7 +136,7 @@ func (s *Source) Resolve(_ context.Context, name string) ([]imageref.Reference, 
 // the node's, and files have no credentials.
 func (s *Source) Open(ctx context.Context, ref imageref.Reference, _ manifestonly.Access) (manifestonly.Remote, error) {
 	run := runner{s.location, ref}
-	sys := &types.SystemContext{SignaturePolicyPath: s.config.PolicyPath, BigFilesTemporaryDir: s.config.TempDir}
+	sys := &types.SystemContext{SignaturePolicyPath: s.config.PolicyPath}
 	rules, err := signature.DefaultPolicy(sys)
 	if err != nil {
 		return nil, run.Fail(errdefs.Internal, "read signature policy", err)
@@ -147,7 +145,7 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, _ manifestonl
 	if err != nil {
 		return nil, run.Fail(errdefs.Internal, "read signature policy", err)
 	}
-	src, err := s.image.NewImageSource(ctx, sys)
+	src, err := s.open(ctx, sys)
 	if err != nil {
 		_ = policy.Destroy() // frees memory; the reason to say is the other one
 		return nil, run.Fail(kindOf(err, errdefs.Internal), "open", err)
@@ -177,22 +175,20 @@ func (r runner) Fail(kind errdefs.Kind, doing string, err error) error {
 	return errdefs.New(kind, doing+" "+r.ref.String()+" from "+r.location, err)
 }
 
-// kindOf returns the kind of an error of containers/image about files.
+// kindOf returns the kind of an error about files.
 func kindOf(err error, otherwise errdefs.Kind) errdefs.Kind {
 	var (
-		missing ocilayout.ImageNotFoundError
-		absent  archive.ImageNotFoundError
-		noFile  archive.ArchiveFileNotFoundError
+		known   *errdefs.Error
 		policy  signature.PolicyRequirementError
 		invalid signature.InvalidSignatureError
 	)
 	switch {
-	case errors.As(err, &missing), errors.As(err, &absent), errors.As(err, &noFile), errors.Is(err, fs.ErrNotExist):
+	case errors.As(err, &known):
+		return known.Kind()
+	case errors.Is(err, fs.ErrNotExist):
 		return errdefs.NotFound
 	case errors.As(err, &policy), errors.As(err, &invalid):
 		return errdefs.PolicyRefused
-	case errors.Is(err, ocilayout.ErrMoreThanOneImage):
-		return errdefs.InvalidArgument
 	}
 	return otherwise
 }

@@ -2,10 +2,12 @@ package layerpull
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	. "github.com/onsi/gomega"
@@ -14,7 +16,7 @@ import (
 )
 
 // zstdFrame compresses data with a window of the given size.
-func zstdFrame(t *testing.T, data []byte, window int) []byte {
+func zstdFrame(t testing.TB, data []byte, window int) []byte {
 	t.Helper()
 	g := NewWithT(t)
 	var buf bytes.Buffer
@@ -91,5 +93,28 @@ func TestDecompress(t *testing.T) {
 			}
 			g.Expect(pool.budget.TryAcquire(zstdBudget)).To(BeTrue(), "all of the budget was given back")
 		})
+	}
+}
+
+// TestLargeWindowsAreAlone: one frame that wants much memory waits for the others, and
+// they for it.
+func TestLargeWindowsAreAlone(t *testing.T) {
+	t.Parallel()
+	text := bytes.Repeat([]byte("some text, "), 100_000)
+	large, small := zstdFrame(t, text, maxZstdWindow), zstdFrame(t, text, minZstdWindow)
+	for name, frames := range map[string][2][]byte{"large, then small": {large, small}, "small, then large": {small, large}, "both large": {large, large}} {
+		g := NewWithT(t)
+		pool := newDecoders()
+		first, err := decompress(t.Context(), bytes.NewReader(frames[0]), pool)
+		g.Expect(err).NotTo(HaveOccurred())
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		_, err = decompress(ctx, bytes.NewReader(frames[1]), pool)
+		g.Expect(err).To(MatchError(context.DeadlineExceeded), name)
+		g.Expect(first.Close()).To(Succeed())
+		second, err := decompress(t.Context(), bytes.NewReader(frames[1]), pool)
+		g.Expect(err).NotTo(HaveOccurred(), name)
+		g.Expect(second.Close()).To(Succeed())
+		pool.close()
 	}
 }

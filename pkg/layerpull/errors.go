@@ -3,13 +3,10 @@ package layerpull
 import (
 	"context"
 	"errors"
-	"net/http"
 
-	"github.com/containers/image/v5/docker"
-	"github.com/docker/distribution/registry/api/errcode"
-	v2 "github.com/docker/distribution/registry/api/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/husk-cri/husk/internal/registryerr"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -22,9 +19,16 @@ func kindOf(ctx context.Context, err error) errdefs.Kind {
 	return errdefs.KindOf(err)
 }
 
-// registryError gives an error of containers/image's registry client its kind.
+// requestError gives an error of a request to a registry its kind: what is not
+// known is a fault of this machine, such as an auth file that cannot be read.
+func requestError(op string, err error) error {
+	return errdefs.New(registryerr.Kind(err), op, registryerr.ScrubHelper(err))
+}
+
+// registryError gives an error of a blob's stream its kind. The registry has
+// answered by then: what is not known is a stream that broke.
 func registryError(op string, err error) error {
-	return errdefs.New(registryKind(err), op, err)
+	return errdefs.New(registryKind(err), op, registryerr.ScrubHelper(err))
 }
 
 func registryKind(err error) errdefs.Kind {
@@ -32,33 +36,9 @@ func registryKind(err error) errdefs.Kind {
 		return errdefs.KindOf(err)
 	}
 	var known *errdefs.Error
-	if errors.As(err, &known) {
-		return known.Kind()
+	if kind := registryerr.Kind(err); kind != errdefs.Internal || errors.As(err, &known) {
+		return kind
 	}
-	var unauthorized docker.ErrUnauthorizedForCredentials
-	if errors.As(err, &unauthorized) {
-		return errdefs.Unauthorized
-	}
-	var code errcode.ErrorCoder // errcode.Error and errcode.ErrorCode
-	if errors.As(err, &code) {
-		switch code.ErrorCode() {
-		case errcode.ErrorCodeUnauthorized, errcode.ErrorCodeDenied:
-			return errdefs.Unauthorized
-		case v2.ErrorCodeManifestUnknown, v2.ErrorCodeNameUnknown, v2.ErrorCodeBlobUnknown:
-			return errdefs.NotFound
-		}
-	}
-	var unexpected docker.UnexpectedHTTPStatusError
-	if errors.As(err, &unexpected) {
-		switch unexpected.StatusCode {
-		case http.StatusUnauthorized, http.StatusForbidden:
-			return errdefs.Unauthorized
-		case http.StatusNotFound:
-			return errdefs.NotFound
-		}
-	}
-	// Everything else is a registry that cannot be reached, breaks off, asks to
-	// wait, or answers what the protocol does not know.
 	return errdefs.RegistryUnavailable
 }
 

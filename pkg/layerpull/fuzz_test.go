@@ -4,13 +4,17 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // FuzzUnpack unpacks anything: it must not panic, and nothing outside the layer's
@@ -97,4 +101,66 @@ func snapshot(t *testing.T, dir, root string) string {
 		t.Fatal(err)
 	}
 	return out.String()
+}
+
+// FuzzLayer gives anything to the whole pass of a layer: it must not panic, must end, and
+// must believe nothing that is not what the image config says.
+func FuzzLayer(f *testing.F) {
+	if os.Geteuid() != 0 {
+		f.Skip("needs root, or the kernel would refuse what the unpacker must")
+	}
+	plain := archive(f, entries(header("a", tar.TypeReg), header("d/", tar.TypeDir)))
+	good := digest.FromBytes(plain)
+	for _, seed := range [][]byte{
+		plain, gzipped(plain), append(gzipped(plain), gzipped(nil)...), zstdFrame(f, plain, minZstdWindow),
+		append(zstdFrame(f, plain, 1<<20), skippable([]byte("toc"))...), gzipped(plain)[:20], append(plain, 'x'), nil, gzipMagic, zstdMagic,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		p := &puller{limits: Limits{LayerBytes: 4 << 20, LayerEntries: 256}.withDefaults(), decoders: newDecoders()}
+		defer p.decoders.close()
+		p.room.Store(4 << 20)
+		l := layer{size: int64(len(data)), diffID: good}
+		_, err := p.decode(t.Context(), l, dir, bytes.NewReader(data), func(r io.Reader) (io.Reader, error) { return r, nil })
+		if n := fds(t, dir); n != 0 {
+			t.Errorf("%d directories left open", n)
+		}
+		if err == nil && read(t, dir, "a") != marker {
+			t.Error("accepted without its content")
+		}
+		if !p.decoders.budget.TryAcquire(zstdBudget) {
+			t.Error("memory for zstd was not given back")
+		}
+	})
+}
+
+// FuzzRecord reads anything as the record of an image: what it makes of it has only
+// directories of the store.
+func FuzzRecord(f *testing.F) {
+	const ref = "registry.example/app@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	f.Add(`{"reference":"` + ref + `","manifest":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+		"config":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef","diffIDs":[],"image":{}}`)
+	f.Add(`{"reference":"` + ref + `","diffIDs":["sha256:../../etc","sha512:00",""]}`)
+	f.Add(`{"reference":"registry.example/other","location":"oci:/x"}`)
+	f.Add(`[`)
+	pinned, err := imageref.ParseReference(ref)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		store, err := OpenStore(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, store.path("images", recordName(pinned)), text)
+		img, ok := store.load(pinned)
+		for _, dir := range img.LayerDirs {
+			if !ok || filepath.Dir(dir) != store.path("layers", "") {
+				t.Errorf("layer directory %s", dir)
+			}
+		}
+		_, _ = store.Images() // an error or a list, and no panic
+	})
 }

@@ -22,7 +22,8 @@ func (p *puller) ensure(ctx context.Context, l layer) error {
 		return err
 	}
 	defer unlock()
-	if p.store.has(l.diffID) {
+	if p.store.has(l.diffID) { // another pull of this store brought it meanwhile
+		p.meter.bytes.Add(l.size)
 		return nil
 	}
 	dir, err := p.store.begin(l.diffID)
@@ -57,6 +58,7 @@ func (p *puller) fetch(ctx context.Context, l layer, dir string) (unpacked, erro
 	if err != nil {
 		return none, err
 	}
+	blob.count = &p.meter.bytes
 	defer func() { _ = blob.Close() }()
 	got, err := p.decode(ctx, l, dir, blob, open)
 	if err == nil {

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -30,6 +31,7 @@ import (
 	"github.com/husk-cri/husk/pkg/imageref"
 	"github.com/husk-cri/husk/pkg/layerpull/keys"
 	"github.com/husk-cri/husk/pkg/layerpull/policy"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // Config says how to reach registries and open layers. In every path, "" means
@@ -64,6 +66,26 @@ type Config struct {
 	Limits Limits
 	// Timeouts bounds how long it may take.
 	Timeouts Timeouts
+	// Credentials are those of the pull's own request. They are for the registry in
+	// the reference, never for its mirrors, and take the place of AuthFile there; with
+	// UntrustedNetwork too, where they are the pod's own. Zero: AuthFile.
+	Credentials registryauth.Credentials
+	// ParallelLayers is how many layers are fetched at once. Zero or less means the
+	// default; more than [MaxParallelLayers] counts as that.
+	ParallelLayers int
+	// Progress is told how far the pull is: when the layers are known, then at most
+	// every 100 ms, and at the end, be it a failure; for an image that is in the store
+	// already, at the end alone. Calls never overlap, and none comes after the pull. One
+	// that blocks holds up the end of the pull. Zero: nobody is told.
+	Progress func(Progress)
+}
+
+// parallelLayers returns the layers at once.
+func (c Config) parallelLayers() int {
+	if c.ParallelLayers <= 0 {
+		return defaultParallelLayers
+	}
+	return min(c.ParallelLayers, MaxParallelLayers)
 }
 
 // Timeouts bounds the time of one pull, besides the deadline of its context. In
@@ -120,6 +142,10 @@ type Image struct {
 	// RootDir is the one of LayerDirs that gives the image's "/" its mode and owner:
 	// the uppermost whose archive has an entry for it. "" means that none has.
 	RootDir string
+	// Layers counts the layers as the manifest does, and Bytes is what they unpack to; a
+	// layer that is there twice counts its bytes once.
+	Layers int
+	Bytes  int64
 	// FetchedLayers and FetchedBytes count what this pull took from the registry;
 	// bytes are as transferred. Layers that were in the store count nothing.
 	FetchedLayers int
@@ -134,14 +160,16 @@ type Image struct {
 // Errors are of package errdefs: InvalidArgument, NotFound, Unauthorized,
 // RegistryUnavailable, PolicyRefused, NotAnImage, NoPlatform, Unsupported,
 // DigestMismatch, KeyUnavailable, TooLarge (also when the store's file system is
-// full), Canceled, DeadlineExceeded, Internal. A pull that fails leaves no part
-// of a layer; complete layers stay for the next attempt.
+// full, or what is missing cannot fit, before a layer is asked for), Canceled,
+// DeadlineExceeded, Internal. A pull that fails leaves no part of a layer; complete
+// layers stay for the next attempt.
 func Pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config) (Image, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeouts.withDefaults().Pull)
 	defer cancel()
 	img, err := pull(ctx, ref, store, cfg)
 	if err != nil {
-		return Image{}, errdefs.New(kindOf(ctx, err), "pull "+ref.String(), err)
+		// A registry may repeat what it was sent.
+		return Image{}, errdefs.New(kindOf(ctx, err), "pull "+ref.String(), cfg.Credentials.Scrub(err))
 	}
 	return img, nil
 }
@@ -150,14 +178,16 @@ func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config)
 	if ref.IsZero() || ref.Digest().IsZero() {
 		return Image{}, errdefs.Newf(errdefs.InvalidArgument, "check reference", "not pinned to a digest")
 	}
-	// Held for the whole pull: of two containers with one image, the second finds
-	// it done.
-	unlock, err := store.lock(ctx, imageLock(ref))
+	unlock, err := store.hold(ctx, ref)
 	if err != nil {
 		return Image{}, err
 	}
 	defer unlock()
+	began := time.Now()
 	if img, ok := store.load(ref); ok {
+		if cfg.Progress != nil {
+			cfg.Progress(Progress{Layers: img.Layers, LayersDone: img.Layers})
+		}
 		return img, nil
 	}
 	src, err := openSource(ctx, ref, cfg)
@@ -165,22 +195,35 @@ func pull(ctx context.Context, ref imageref.Reference, store *Store, cfg Config)
 		return Image{}, err
 	}
 	defer src.close()
+	return pullFrom(ctx, src, store, cfg, began)
+}
+
+// pullFrom pulls the image of a source, for which the caller has held the store since
+// the pull began.
+func pullFrom(ctx context.Context, src *source, store *Store, cfg Config, began time.Time) (Image, error) {
 	img, layers, err := src.resolve(ctx, cfg.Rules)
 	if err != nil {
 		return Image{}, err
 	}
+	if err := fetch(ctx, src, store, cfg, layers, &img); err != nil {
+		return Image{}, err
+	}
+	return img, store.save(src, img, layers, time.Since(began))
+}
+
+// fetch brings the layers into the store, and says so in img.
+func fetch(ctx context.Context, src *source, store *Store, cfg Config, layers []layer, img *Image) error {
 	p, err := newPuller(src, store, cfg)
 	if err != nil {
-		return Image{}, err
+		return err
 	}
 	defer p.decoders.close()
 	defer p.keys.Close()
 	if err := p.fetchAll(ctx, layers); err != nil {
-		return Image{}, err
+		return err
 	}
-	img.LayerDirs, img.RootDir = store.layerDirs(layers)
 	img.FetchedLayers, img.FetchedBytes = int(p.layers.Load()), p.bytes.Load()
-	return img, store.save(ref, img, layers)
+	return store.describe(img, layers)
 }
 
 // puller is one pull in progress.
@@ -194,8 +237,13 @@ type puller struct {
 	// buffers and decoders are the memory of the layers' streams.
 	buffers  buffers
 	decoders *decoders
-	// room is how many more bytes may be unpacked into the store.
-	room atomic.Int64
+	// space is what the store can take, and room how many more bytes may be unpacked.
+	space room
+	room  atomic.Int64
+	// parallel is how many layers are fetched at once, and progress is told of them.
+	parallel int
+	progress func(Progress)
+	meter    *meter
 	// layers and bytes count what was fetched.
 	layers, bytes atomic.Int64
 }
@@ -205,29 +253,59 @@ func newPuller(src *source, store *Store, cfg Config) (*puller, error) {
 	if err != nil {
 		return nil, err
 	}
+	limits := cfg.Limits.withDefaults()
+	space, err := store.room(limits.StoreBytes, used)
+	if err != nil {
+		return nil, err
+	}
 	ring, err := keys.Open(keys.Config{Dir: cfg.KeysDir, ProvidersFile: cfg.KeyProviders})
 	if err != nil {
 		return nil, err
 	}
 	p := &puller{
-		src: src, store: store, keys: ring, limits: cfg.Limits.withDefaults(), timeouts: cfg.Timeouts.withDefaults(),
-		decoders: newDecoders(),
+		src: src, store: store, keys: ring, limits: limits, timeouts: cfg.Timeouts.withDefaults(),
+		decoders: newDecoders(), space: space, parallel: cfg.parallelLayers(), progress: cfg.Progress,
 	}
-	p.room.Store(p.limits.StoreBytes - used)
+	p.room.Store(limits.StoreBytes - used)
 	return p, nil
 }
 
 // fetchAll brings all layers into the store, a few at a time.
 func (p *puller) fetchAll(ctx context.Context, layers []layer) error {
+	missing, total := p.missing(layers)
+	if err := p.space.check(missing); err != nil {
+		return err
+	}
+	p.meter = newMeter(p.progress, total)
+	defer p.meter.finish()
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(parallelLayers)
-	for _, l := range layers {
+	group.SetLimit(p.parallel)
+	for _, l := range missing {
 		group.Go(func() error {
 			if err := p.ensure(ctx, l); err != nil {
 				return fmt.Errorf("layer %s: %w", l.digest, err)
 			}
+			p.meter.layers.Add(1)
 			return nil
 		})
 	}
 	return group.Wait()
+}
+
+// missing returns the layers that the store does not have, each once, and what a
+// report of the progress begins with.
+func (p *puller) missing(layers []layer) ([]layer, Progress) {
+	total := Progress{Layers: len(layers)}
+	var missing []layer
+	seen := map[digest.Digest]bool{}
+	for _, l := range layers {
+		if seen[l.diffID] || p.store.has(l.diffID) {
+			total.LayersDone++
+			continue
+		}
+		seen[l.diffID] = true
+		missing = append(missing, l)
+		total.Bytes += l.size
+	}
+	return missing, total
 }

@@ -46,9 +46,12 @@ const (
 	ringBuffers = 4
 	peekBytes   = 64 << 10
 
-	// parallelLayers is how many layers of one image are fetched at once. More
+	// defaultParallelLayers is how many layers of one image are fetched at once. More
 	// would not make two cores faster, and each costs buffers.
-	parallelLayers = 3
+	defaultParallelLayers = 3
+	// MaxParallelLayers bounds them whatever a configuration asks for: the buffers of
+	// more would break the bound on a pull's memory.
+	MaxParallelLayers = 8
 
 	// maxIndexDepth bounds the indexes between a reference and its manifest, as
 	// manifestonly.MaxIndexDepth does on the host: what is accepted there runs here.

@@ -133,8 +133,15 @@ func TestOperatorRefuses(t *testing.T) {
 	writeFile(t, reject.PolicyPath, `{"default":[{"type":"reject"}]}`)
 	signed := reg.config(t)
 	writeFile(t, signed.PolicyPath, `{"default":[{"type":"reject"}],"transports":{"docker":{"":[{"type":"sigstoreSigned","keyData":"LS0tLS1CRUdJTiBQVUJMSUMgS0VZLS0tLS0KTUZrd0V3WUhLb1pJemowQ0FRWUlLb1pJemowREFRY0RRZ0FFOHgydUI0OVl4bDdRVlg4UmV0ekVSYkNHZlRxcApzTC9WcUpSTUVESDhxZnhCbm5MYjd1c1RMc1RUVTZ3QTIzNVp2TjBVaHphMk1QQXZqZXFBS0ZCQnJ3PT0KLS0tLS1FTkQgUFVCTElDIEtFWS0tLS0tCg=="}]}}}`)
-	for name, cfg := range map[string]Config{"blocked registry": blocked, "policy rejects": reject, "policy wants a signature": signed} {
-		expectRefused(t, ref, cfg, errdefs.PolicyRefused)
+	for name, tc := range map[string]struct {
+		cfg  Config
+		kind errdefs.Kind
+	}{
+		"blocked registry":         {blocked, errdefs.Unsupported},
+		"policy rejects":           {reject, errdefs.PolicyRefused},
+		"policy wants a signature": {signed, errdefs.PolicyRefused},
+	} {
+		expectRefused(t, ref, tc.cfg, tc.kind)
 		NewWithT(t).Expect(reg.count("/blobs/")).To(BeZero(), name+": nothing but manifests and signatures may be asked for")
 	}
 }
@@ -181,6 +188,9 @@ func TestImageRefused(t *testing.T) {
 		{"nondistributable layer", func(m *imgspec.Manifest, _ *imgspec.Image) {
 			m.Layers[0].MediaType = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 		}, errdefs.Unsupported},
+		{"encrypted nondistributable layer", func(m *imgspec.Manifest, _ *imgspec.Image) {
+			m.Layers[0].MediaType = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip+encrypted"
+		}, errdefs.Unsupported},
 		{"unknown layer", func(m *imgspec.Manifest, _ *imgspec.Image) { m.Layers[0].MediaType = "application/x-iso9660" }, errdefs.Unsupported},
 		{"too many layers", func(m *imgspec.Manifest, _ *imgspec.Image) {
 			for range maxLayers {
@@ -194,6 +204,45 @@ func TestImageRefused(t *testing.T) {
 			_, summary := reg.push(t, plainSpec())
 			expectRefused(t, reg.rewrite(t, summary, tc.change), reg.config(t), tc.kind)
 		})
+	}
+}
+
+// TestSameContentInOtherBytes: the manifest's digest counts, not what the bytes unpack to.
+func TestSameContentInOtherBytes(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	reg := newRegistry(t)
+	ref, summary := reg.push(t, plainSpec())
+	reg.flaky(t, summary.Instances[0].Layers[0], func(w http.ResponseWriter, _ *http.Request, content []byte) {
+		const modified = 4 // a byte of gzip's header that says when
+		changed := bytes.Clone(content)
+		changed[modified] ^= 1
+		_, _ = w.Write(changed)
+	})
+	expectRefused(t, ref, reg.config(t), errdefs.DigestMismatch)
+}
+
+// TestSizeOfAStream: the manifest's size counts also where the registry says none.
+func TestSizeOfAStream(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	for _, off := range []int64{-1, 1} {
+		reg := newRegistry(t)
+		_, summary := reg.push(t, plainSpec())
+		layer := summary.Instances[0].Layers[0]
+		reg.flaky(t, layer, func(w http.ResponseWriter, _ *http.Request, content []byte) {
+			w.(http.Flusher).Flush() // no Content-Length
+			_, _ = w.Write(content)
+		})
+		ref := reg.rewrite(t, summary, func(m *imgspec.Manifest, _ *imgspec.Image) { m.Layers[0].Size += off })
+		expectRefused(t, ref, reg.config(t), errdefs.DigestMismatch)
+		// Where it says one, that is enough.
+		reg.flaky(t, layer, func(w http.ResponseWriter, _ *http.Request, content []byte) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			_, _ = w.Write(content)
+		})
+		_, err := Pull(t.Context(), ref, newStore(t), reg.config(t))
+		NewWithT(t).Expect(err).To(MatchError(ContainSubstring("there are %d bytes, the manifest says %d", layer.Size, layer.Size+off)))
 	}
 }
 

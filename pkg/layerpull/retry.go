@@ -139,7 +139,7 @@ func (s *source) request(ctx context.Context, d digest.Digest, size int64) (io.R
 	w := &watched{ReadCloser: body, timer: timer, stall: s.stall, end: func() { end(nil) }, why: why}
 	if length >= 0 && length != size {
 		_ = w.Close()
-		return nil, errdefs.Newf(errdefs.DigestMismatch, "fetch blob", "the registry has %d bytes, the manifest says %d", length, size)
+		return nil, errdefs.Newf(errdefs.DigestMismatch, "fetch blob", "there are %d bytes, the manifest says %d", length, size)
 	}
 	return w, nil
 }

@@ -1,7 +1,6 @@
 package layerpull
 
 import (
-	"archive/tar"
 	"fmt"
 	"io"
 	"net/http"
@@ -100,6 +99,32 @@ func TestBrokenLayers(t *testing.T) {
 	}
 }
 
+// TestBackoff: a registry in trouble is asked less and less often, and one that says no
+// is not asked again.
+func TestBackoff(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	reg := newRegistry(t)
+	ref, summary := reg.push(t, plainSpec())
+	var at []time.Time // requests for one layer do not overlap
+	reg.flaky(t, summary.Instances[0].Layers[0], func(w http.ResponseWriter, req *http.Request, content []byte) {
+		at = append(at, time.Now())
+		fails(w, req, content)
+	})
+	expectRefused(t, ref, reg.config(t), errdefs.RegistryUnavailable)
+	g.Expect(at).To(HaveLen(maxRetries + 1))
+	for n := range maxRetries {
+		g.Expect(at[n+1].Sub(at[n])).To(BeNumerically(">=", firstBackoff<<n))
+	}
+
+	for _, status := range []int{http.StatusNotFound, http.StatusForbidden} {
+		count := reg.flaky(t, summary.Instances[0].Layers[0], func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(status) })
+		_, err := Pull(t.Context(), ref, newStore(t), reg.config(t))
+		g.Expect(err).To(HaveOccurred())
+		g.Expect(count.Load()).To(BeEquivalentTo(1), "%d: %v", status, err)
+	}
+}
+
 // TestDeadlines: a registry that never quite stalls does not hold a pull for ever.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
@@ -140,15 +165,8 @@ func TestRatio(t *testing.T) {
 	t.Parallel()
 	needsRoot(t)
 	size := int64(ratioGrace + 32<<20)
-	bomb := images.Layer{Tar: func(tw *tar.Writer) error {
-		if err := tw.WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Size: size, Mode: 0o644}); err != nil {
-			return err
-		}
-		_, err := io.CopyN(tw, zeros{}, size)
-		return err
-	}}
 	reg := newRegistry(t)
-	ref, _ := reg.push(t, images.Spec{Layers: []images.Layer{bomb}, Compression: images.Zstd})
+	ref, _ := reg.push(t, images.Spec{Layers: []images.Layer{zeroFile(size)}, Compression: images.Zstd})
 	for _, tc := range []struct {
 		ratio int
 		ok    bool

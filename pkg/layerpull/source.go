@@ -3,10 +3,8 @@ package layerpull
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"runtime"
 	"strings"
 	"time"
@@ -40,11 +38,15 @@ const encryptedSuffix = "+encrypted"
 
 func (l layer) encrypted() bool { return strings.HasSuffix(l.mediaType, encryptedSuffix) }
 
-// source is one image in a registry.
+// source is one image in a registry, or in a local directory or file.
 type source struct {
 	ref imageref.Reference
-	sys *types.SystemContext
-	src types.ImageSource
+	// location is where a local image is; "" is a registry.
+	location string
+	sys      *types.SystemContext
+	src      types.ImageSource
+	// rules is the signature policy.
+	rules *signature.Policy
 	// stall is how long a connection may say nothing.
 	stall time.Duration
 }
@@ -61,20 +63,27 @@ func (c Config) systemContext() *types.SystemContext {
 	}
 }
 
+// openSource opens the image at its registry, or at the first mirror that has it.
 func openSource(ctx context.Context, ref imageref.Reference, cfg Config) (*source, error) {
 	const op = "reach the registry"
+	if err := checkDigest(ref.Digest().Digest()); err != nil {
+		return nil, errdefs.New(errdefs.Unsupported, op, err)
+	}
 	sys := cfg.systemContext()
-	registry, err := sysregistriesv2.FindRegistry(sys, ref.String())
+	registry, err := sysregistriesv2.FindRegistry(sys, ref.Repository())
 	if err != nil {
 		return nil, errdefs.New(errdefs.Internal, "read registries.conf", err)
 	}
 	if registry != nil && registry.Blocked {
-		return nil, errdefs.Newf(errdefs.PolicyRefused, op, "registry %s is blocked in registries.conf", registry.Prefix)
+		// As on the host. It is no PolicyRefused, which kubelet shows as a signature that failed.
+		return nil, errdefs.Newf(errdefs.Unsupported, op, "registry %s is blocked in registries.conf", registry.Prefix)
 	}
-	if cfg.UntrustedNetwork && untrusted.Unverified(sys, registry) {
-		if err := untrusted.Withhold(sys); err != nil {
-			return nil, errdefs.New(errdefs.KindOf(err), op, err)
-		}
+	if err := cfg.authorise(sys, registry); err != nil {
+		return nil, errdefs.New(errdefs.KindOf(err), op, err)
+	}
+	rules, err := signature.DefaultPolicy(sys)
+	if err != nil {
+		return nil, errdefs.New(errdefs.Internal, "read signature policy", err)
 	}
 	pinned, err := ref.Pin(ref.Digest()) // containers/image takes no tag beside a digest
 	if err != nil {
@@ -87,9 +96,22 @@ func openSource(ctx context.Context, ref imageref.Reference, cfg Config) (*sourc
 	// Mirrors are tried here, in their order.
 	src, err := dockerRef.NewImageSource(ctx, sys)
 	if err != nil {
-		return nil, registryError(op, err)
+		return nil, requestError(op, err)
 	}
-	return &source{ref: ref, sys: sys, src: src, stall: cfg.Timeouts.withDefaults().Stall}, nil
+	return &source{ref: ref, sys: sys, src: src, rules: rules, stall: cfg.Timeouts.withDefaults().Stall}, nil
+}
+
+// authorise sets whom the registry is told that we are. In a network that is not to
+// be trusted, the node's credentials are for registries that are verified; the
+// request's own are the pod's, whose network it is.
+func (c Config) authorise(sys *types.SystemContext, registry *sysregistriesv2.Registry) error {
+	if err := c.Credentials.Apply(sys); err != nil {
+		return errdefs.New(errdefs.InvalidArgument, "use the request's credentials", err)
+	}
+	if c.UntrustedNetwork && untrusted.Unverified(sys, registry) {
+		return untrusted.Withhold(sys)
+	}
+	return nil
 }
 
 func (s *source) close() { _ = s.src.Close() }
@@ -101,7 +123,7 @@ func (s *source) resolve(ctx context.Context, rules policy.Config) (Image, []lay
 	if err != nil {
 		return Image{}, nil, err
 	}
-	signed, err := s.checkPolicy(ctx, instance)
+	signed, err := s.checkPolicy(ctx, blob, instance)
 	if err != nil {
 		return Image{}, nil, err
 	}
@@ -177,7 +199,7 @@ func (s *source) fetchManifest(ctx context.Context, instance *digest.Digest, wan
 	}
 	blob, _, err := s.src.GetManifest(ctx, instance)
 	if err != nil {
-		return nil, "", registryError(op, err)
+		return nil, "", requestError(op, err)
 	}
 	if len(blob) > maxManifestBytes {
 		return nil, "", errdefs.Newf(errdefs.TooLarge, op, "%d bytes, the limit is %d", len(blob), maxManifestBytes)
@@ -199,15 +221,25 @@ func checkDigest(d digest.Digest) error {
 	return nil
 }
 
+// knownManifest is an image whose manifest was read and checked against its digest, so
+// that the policy sees what will be used, and nothing is asked for twice. What it embeds
+// gives the signatures.
+type knownManifest struct {
+	*image.UnparsedImage
+	body []byte
+}
+
+// Manifest implements [types.UnparsedImage].
+func (m knownManifest) Manifest(context.Context) ([]byte, string, error) {
+	return m.body, manifest.GuessMIMEType(m.body), nil
+}
+
 // checkPolicy evaluates the signature policy, as containers/image does when it
-// copies an image: on the chosen instance. signed says that a signature was verified.
-func (s *source) checkPolicy(ctx context.Context, instance *digest.Digest) (signed bool, err error) {
+// copies an image: on the chosen instance, whose manifest blob is. signed says that a
+// signature was verified.
+func (s *source) checkPolicy(ctx context.Context, blob []byte, instance *digest.Digest) (signed bool, err error) {
 	const op = "check signature policy"
-	rules, err := signature.DefaultPolicy(s.sys)
-	if err != nil {
-		return false, errdefs.New(errdefs.Internal, op, err)
-	}
-	pc, err := signature.NewPolicyContext(rules)
+	pc, err := signature.NewPolicyContext(s.rules)
 	if err != nil {
 		return false, errdefs.New(errdefs.Internal, op, err)
 	}
@@ -216,21 +248,15 @@ func (s *source) checkPolicy(ctx context.Context, instance *digest.Digest) (sign
 			err = errdefs.New(errdefs.Internal, op, e)
 		}
 	}()
-	allowed, err := pc.IsRunningImageAllowed(ctx, image.UnparsedInstance(s.src, instance))
-	var refused signature.PolicyRequirementError
-	var invalid signature.InvalidSignatureError
+	allowed, err := pc.IsRunningImageAllowed(ctx, knownManifest{image.UnparsedInstance(s.src, instance), blob})
 	switch {
 	case allowed:
-		return policy.RequiresSignature(ctx, rules, s.src.Reference())
-	case errors.As(err, &refused), errors.As(err, &invalid), err == nil:
-		return false, errdefs.New(errdefs.PolicyRefused, op, err)
+		return policy.RequiresSignature(ctx, s.rules, s.src.Reference())
+	case err == nil: // not to be expected, but never to be passed
+		return false, errdefs.Newf(errdefs.PolicyRefused, op, "refused")
 	}
-	// The policy wants signatures that could not be read.
-	var network net.Error
-	if errors.As(err, &network) {
-		return false, errdefs.New(errdefs.RegistryUnavailable, op, err)
-	}
-	return false, errdefs.New(errdefs.PolicyRefused, op, err)
+	// Either the policy refuses, or the signatures or keys that it wants could not be read.
+	return false, requestError(op, err)
 }
 
 // factsOf counts the encrypted layers.

@@ -1,10 +1,8 @@
 package layerpull
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -25,17 +23,14 @@ import (
 //	layers/<hex of diff ID>        one unpacked layer; it exists only when complete
 //	sizes/<hex of diff ID>         its size in bytes
 //	roots/<hex of diff ID>         empty; it exists when the layer's archive has an entry for "/"
-//	images/<hex of pinned digest>  JSON: what is needed to mount an image again
+//	images/<hex>.json              JSON: what is needed to mount an image again; the name is a
+//	                               hash of repository@digest
 //	tmp/<name>                     what is being made; its maker holds locks/<name>
-//	locks/<name>                   flock(2) files
+//	locks/<name>                   flock(2) files: of layers, of images, and of the whole store
 //
 // Several processes may use one store at once. Nothing is synced to disk: the
 // store does not outlive its pod, nor the pod a reboot.
 type Store struct{ dir string }
-
-// lockPoll is how long to wait between two tries for a lock. flock(2) itself
-// cannot be interrupted by a context.
-const lockPoll = 20 * time.Millisecond
 
 // OpenStore opens the store in dir, an absolute path; it creates what is missing
 // and removes what dead processes left half made.
@@ -51,7 +46,7 @@ func OpenStore(dir string) (*Store, error) {
 		return nil, storeError("open layer store", err)
 	}
 	for _, entry := range stale {
-		unlock, ok, err := s.tryLock(entry.Name())
+		unlock, ok, err := s.tryLock(entry.Name(), unix.LOCK_EX)
 		if err != nil {
 			return nil, err
 		}
@@ -76,41 +71,6 @@ func storeError(op string, err error) error {
 		return errdefs.Newf(errdefs.TooLarge, op, "the layer store is full: %w", err)
 	}
 	return errdefs.New(errdefs.Internal, op, err)
-}
-
-func imageLock(ref imageref.Reference) string {
-	return "image-" + ref.Digest().Digest().Encoded()
-}
-
-// lock takes the named lock, waiting for it as long as ctx allows.
-func (s *Store) lock(ctx context.Context, name string) (unlock func(), err error) {
-	for {
-		unlock, ok, err := s.tryLock(name)
-		if ok || err != nil {
-			return unlock, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for another pull of the same content: %w", ctx.Err())
-		case <-time.After(lockPoll):
-		}
-	}
-}
-
-func (s *Store) tryLock(name string) (unlock func(), ok bool, err error) {
-	f, err := os.OpenFile(s.path("locks", name), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, false, storeError("lock", err)
-	}
-	// The close-on-exec descriptor is the lock: a killed process gives it up.
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
-			return nil, false, nil
-		}
-		return nil, false, storeError("lock", err)
-	}
-	return func() { _ = f.Close() }, true, nil
 }
 
 // has reports whether the layer is complete in the store.
@@ -161,17 +121,26 @@ func (s *Store) used() (int64, error) {
 	}
 	var sum int64
 	for _, entry := range layers {
-		data, err := os.ReadFile(s.path("sizes", entry.Name()))
+		size, err := s.layerSize(entry.Name())
 		if err != nil {
-			return 0, storeError("measure layer store", err)
-		}
-		size, err := strconv.ParseInt(string(data), 10, 64)
-		if err != nil {
-			return 0, storeError("measure layer store", err)
+			return 0, err
 		}
 		sum += size
 	}
 	return sum, nil
+}
+
+// layerSize returns the bytes of one layer.
+func (s *Store) layerSize(name string) (int64, error) {
+	data, err := os.ReadFile(s.path("sizes", name))
+	if err != nil {
+		return 0, storeError("measure layer store", err)
+	}
+	size, err := strconv.ParseInt(string(data), 10, 64)
+	if err != nil {
+		return 0, storeError("measure layer store", err)
+	}
+	return size, nil
 }
 
 // layerDirs returns the directories of the layers, see [Image.LayerDirs] and
@@ -193,44 +162,82 @@ func (s *Store) layerDirs(layers []layer) (dirs []string, root string) {
 
 // record is the JSON form of an image in the store.
 type record struct {
-	// Repository is where it was pulled from: another repository with the same
-	// digest may have another policy, so it is asked again.
-	Repository string          `json:"repository"`
-	Manifest   string          `json:"manifest"`
-	Config     string          `json:"config"`
-	DiffIDs    []digest.Digest `json:"diffIDs"`
-	Image      imgspec.Image   `json:"image"`
+	// Reference is what was pulled: another repository with the same digest may have
+	// another policy, so it is asked for itself.
+	Reference imageref.Reference `json:"reference"`
+	// Location is where a local image came from: whoever asks for that name in a
+	// registry, or for the same content elsewhere, has another policy.
+	Location string                  `json:"location,omitempty"`
+	Manifest imageref.ManifestDigest `json:"manifest"`
+	Config   imageref.ConfigDigest   `json:"config"`
+	DiffIDs  []digest.Digest         `json:"diffIDs"`
+	Image    imgspec.Image           `json:"image"`
+	PulledAt time.Time               `json:"pulledAt"`
+	Took     time.Duration           `json:"took"`
+}
+
+// pinnedName returns repository@digest: a tag beside it means nothing.
+func pinnedName(ref imageref.Reference) string {
+	return ref.Repository() + "@" + ref.Digest().String()
+}
+
+// recordName is the name of an image's record, of a length that file systems take.
+func recordName(ref imageref.Reference) string {
+	return digest.FromString(pinnedName(ref)).Encoded() + ".json"
 }
 
 // load returns the image if this store has pulled ref before. A record that does
 // not fit any more is none: the pull then makes it again.
 func (s *Store) load(ref imageref.Reference) (Image, bool) {
-	r, err := s.readRecord(ref.Digest().Digest().Encoded())
-	if err != nil || r.Repository != ref.Repository() {
+	r, err := s.readRecord(recordName(ref))
+	if err != nil || r.Location != "" || pinnedName(r.Reference) != pinnedName(ref) {
 		return Image{}, false
 	}
-	var layers []layer
+	layers := make([]layer, 0, len(r.DiffIDs))
 	for _, d := range r.DiffIDs {
-		if d.Validate() != nil || !s.has(d) {
+		if !s.has(d) {
 			return Image{}, false
 		}
 		layers = append(layers, layer{diffID: d})
 	}
-	m, err := imageref.ParseManifestDigest(r.Manifest)
-	if err != nil {
-		return Image{}, false
+	img := Image{Manifest: r.Manifest, ConfigDigest: r.Config, Config: r.Image}
+	return img, s.describe(&img, layers) == nil
+}
+
+// describe says of an image where its layers are, and how large.
+func (s *Store) describe(img *Image, layers []layer) (err error) {
+	diffIDs := make([]digest.Digest, 0, len(layers))
+	for _, l := range layers {
+		diffIDs = append(diffIDs, l.diffID)
 	}
-	c, err := imageref.ParseConfigDigest(r.Config)
-	if err != nil {
-		return Image{}, false
-	}
-	img := Image{Manifest: m, ConfigDigest: c, Config: r.Image}
+	img.Layers = len(layers)
 	img.LayerDirs, img.RootDir = s.layerDirs(layers)
-	return img, true
+	img.Bytes, err = s.size(diffIDs)
+	return err
+}
+
+// records returns the records of all images.
+func (s *Store) records() ([]record, error) {
+	entries, err := os.ReadDir(s.path("images", ""))
+	if err != nil {
+		return nil, storeError("list images", err)
+	}
+	records := make([]record, 0, len(entries))
+	for _, entry := range entries {
+		r, err := s.readRecord(entry.Name())
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, errdefs.New(errdefs.Internal, "read the image record "+entry.Name(), err)
+		}
+		records = append(records, r)
+	}
+	return records, nil
 }
 
 func (s *Store) readRecord(name string) (r record, err error) {
-	f, err := os.Open(s.path("images", name+".json"))
+	f, err := os.Open(s.path("images", name))
 	if err != nil {
 		return r, err
 	}
@@ -239,30 +246,42 @@ func (s *Store) readRecord(name string) (r record, err error) {
 	if err == nil && len(data) > maxRecordBytes {
 		err = errors.New("record too large")
 	}
-	if err != nil {
-		return r, err
+	if err == nil {
+		err = json.Unmarshal(data, &r)
 	}
-	return r, json.Unmarshal(data, &r)
+	if err == nil && (r.Reference.IsZero() || r.Reference.Digest().IsZero()) {
+		err = errors.New("it names no image")
+	}
+	for _, d := range r.DiffIDs {
+		err = errors.Join(err, checkDigest(d))
+	}
+	return r, err
 }
 
 // save records the image; the caller holds the image's lock.
-func (s *Store) save(ref imageref.Reference, img Image, layers []layer) error {
+func (s *Store) save(src *source, img Image, layers []layer, took time.Duration) error {
+	const op = "record image"
+	pinned, err := src.ref.Pin(src.ref.Digest()) // without a tag
+	if err != nil {
+		return errdefs.New(errdefs.Internal, op, err)
+	}
 	r := record{
-		Repository: ref.Repository(), Manifest: img.Manifest.String(), Config: img.ConfigDigest.String(), Image: img.Config,
+		Reference: pinned, Location: src.location, Manifest: img.Manifest, Config: img.ConfigDigest, Image: img.Config,
+		PulledAt: time.Now().UTC(), Took: took,
 	}
 	for _, l := range layers {
 		r.DiffIDs = append(r.DiffIDs, l.diffID)
 	}
 	data, err := json.Marshal(r)
 	if err != nil {
-		return errdefs.New(errdefs.Internal, "record image", err)
+		return errdefs.New(errdefs.Internal, op, err)
 	}
-	tmp := s.path("tmp", imageLock(ref))
+	tmp := s.path("tmp", imageLock(pinned))
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return storeError("record image", err)
+		return storeError(op, err)
 	}
-	if err := os.Rename(tmp, s.path("images", ref.Digest().Digest().Encoded()+".json")); err != nil {
-		return storeError("record image", err)
+	if err := os.Rename(tmp, s.path("images", recordName(pinned))); err != nil {
+		return storeError(op, err)
 	}
 	return nil
 }

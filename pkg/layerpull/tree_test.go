@@ -3,6 +3,7 @@ package layerpull
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -191,7 +192,9 @@ func TestMetadata(t *testing.T) {
 			{Name: "dir/inherits", Typeflag: tar.TypeReg, Uid: 5, Gid: 6, Mode: 0o640},
 			{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "nowhere", Uid: 7, Gid: 8, ModTime: moment, Format: tar.FormatPAX,
 				PAXRecords: map[string]string{"SCHILY.xattr.trusted.x": "on the link"}},
-			{Name: "gnu/" + strings.Repeat("n", 200), Typeflag: tar.TypeReg, Format: tar.FormatGNU},
+			{Name: "gnu/" + strings.Repeat("n", 200), Typeflag: tar.TypeReg, Format: tar.FormatGNU, Uid: 3_000_000_000, Gid: 1<<32 - 2},
+			{Name: "gnu/link", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("l", 300), Format: tar.FormatGNU},
+			{Name: "pax/" + strings.Repeat("long/", 100) + "\u00fc", Typeflag: tar.TypeReg, Format: tar.FormatPAX},
 		} {
 			if err := tw.WriteHeader(&h); err != nil {
 				return err
@@ -218,7 +221,11 @@ func TestMetadata(t *testing.T) {
 	g.Expect([]uint32{link.Uid, link.Gid}).To(Equal([]uint32{7, 8}))
 	g.Expect(link.Mtim.Sec).To(Equal(moment.Unix()))
 	g.Expect(xattr(t, filepath.Join(root, "link"), "trusted.x")).To(Equal("on the link"))
-	g.Expect(stat(t, root, "gnu", strings.Repeat("n", 200)).Mode & unix.S_IFMT).To(BeEquivalentTo(unix.S_IFREG))
+	gnu := stat(t, root, "gnu", strings.Repeat("n", 200))
+	g.Expect(gnu.Mode & unix.S_IFMT).To(BeEquivalentTo(unix.S_IFREG))
+	g.Expect([]uint32{gnu.Uid, gnu.Gid}).To(Equal([]uint32{3_000_000_000, 1<<32 - 2}), "in base 256")
+	g.Expect(os.Readlink(filepath.Join(root, "gnu/link"))).To(Equal(strings.Repeat("l", 300)))
+	g.Expect(stat(t, root, "pax", strings.Repeat("long/", 100), "\u00fc").Mode & unix.S_IFMT).To(BeEquivalentTo(unix.S_IFREG))
 }
 
 func TestRefusedEntries(t *testing.T) {
@@ -233,7 +240,7 @@ func TestRefusedEntries(t *testing.T) {
 	winding = append(winding, header("l/f", tar.TypeReg))
 	attributes := map[string]string{}
 	for n := range maxXattrs + 1 {
-		attributes["SCHILY.xattr.user."+strings.Repeat("x", n+1)] = "1"
+		attributes[fmt.Sprintf("SCHILY.xattr.user.%x", n)] = "1" // short, for file systems with little room for them
 	}
 	for _, tc := range []struct {
 		name    string
@@ -254,15 +261,33 @@ func TestRefusedEntries(t *testing.T) {
 		{"hard link to the root", []tar.Header{{Name: "h", Typeflag: tar.TypeLink, Linkname: "/"}}, errdefs.NotAnImage},
 		{"hard link through a file", []tar.Header{header("f", tar.TypeReg), {Name: "h", Typeflag: tar.TypeLink, Linkname: "f/g"}}, errdefs.NotAnImage},
 		{"unknown type", []tar.Header{header("a", 'Z')}, errdefs.NotAnImage},
+		{"name of many parts", []tar.Header{header(strings.Repeat(strings.Repeat("n", 200)+"/", 21)+"n", tar.TypeReg)}, errdefs.TooLarge},
+		{"long link", []tar.Header{linkTo("l", strings.Repeat("./", maxNameBytes/2)+"x")}, errdefs.TooLarge},
+		{"long hard link", []tar.Header{header("f", tar.TypeReg), {Name: "h", Typeflag: tar.TypeLink, Linkname: strings.Repeat("./", maxNameBytes/2) + "f"}}, errdefs.TooLarge},
 		{"many attributes", []tar.Header{{Name: "a", Typeflag: tar.TypeReg, PAXRecords: attributes}}, errdefs.TooLarge},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
 			root, err := unpackTo(t, archive(t, entries(tc.headers...)))
+			g.Expect(err).To(HaveOccurred())
+			g.Expect(err).NotTo(MatchError(unix.ENOSPC), "that is the file system's word, not ours")
 			g.Expect(errdefs.KindOf(contentError(err))).To(Equal(tc.kind), "%v", err)
 			g.Expect(fds(t, root)).To(BeZero(), "directories left open")
 		})
+	}
+}
+
+// TestSparseBomb: what a sparse file claims to be counts, not what it takes to say so.
+func TestSparseBomb(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	for _, format := range []string{"gnu", "pax"} { // 2 MiB each, of holes
+		g := NewWithT(t)
+		data, err := os.ReadFile(filepath.Join("testdata", "sparse-"+format+".tar"))
+		g.Expect(err).NotTo(HaveOccurred())
+		_, err = newUnpacker(t.TempDir(), Limits{LayerBytes: 1 << 20}).unpack(t.Context(), bytes.NewReader(data))
+		g.Expect(errdefs.Is(err, errdefs.TooLarge)).To(BeTrue(), "%s: %v", format, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -20,6 +21,8 @@ type verifier struct {
 	size  int64
 	read  int64
 	cause error
+	// count, where there is one, gets the bytes as they come.
+	count *atomic.Int64
 }
 
 func newVerifier(body io.ReadCloser, want digest.Digest, size int64) *verifier {
@@ -38,6 +41,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 		return 0, v.cause
 	}
 	v.hash.Write(p[:n]) // hash.Hash never fails
+	if v.count != nil {
+		v.count.Add(int64(n))
+	}
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
 		return n, err
