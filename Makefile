@@ -17,7 +17,7 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(HUSK_CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 BATS_FILES ?= test
 
-APT := bats busybox-static ca-certificates conmon containernetworking-plugins docker-registry gcc \
+APT := bats busybox-static ca-certificates conmon containernetworking-plugins crun docker-registry gcc \
 	curl iproute2 iptables jq libassuan-dev libbtrfs-dev libgpgme-dev libseccomp-dev make nftables \
 	pkg-config procps protobuf-compiler runc shellcheck skopeo socat
 
@@ -45,9 +45,11 @@ build-test: build deps ## Build the test tools, and CRI-O itself into the cache
 	$(GOBUILD) -o $(BIN)/mkimage ./test/mkimage
 	$(GOBUILD) -o $(BIN)/demo ./test/demo
 	$(GOBUILD) -o $(BIN)/pinger ./test/internal/pinger
+	$(GOBUILD) -o $(BIN)/taskcall ./test/internal/taskcall
 	$(GOBUILD) -o $(BIN)/fakeregistry ./test/fakeregistry
 	$(GOBUILD) -o $(BIN)/compat ./test/compat
 	$(GOBUILD) -o $(BIN)/kubelet ./test/kubelet
+	$(GOBUILD) -o $(BIN)/shimctl ./test/shimctl
 	$(GOBUILD) -o $(BIN)/collector ./test/collector
 	$(GOBUILD) -o $(BIN)/cdhclient ./internal/testkit/cdhclient/cmd
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/testnode ./cmd/testnode

@@ -92,11 +92,21 @@ pod_with() {
 	ref=$(push_image small:1 --layer-random 96MiB)
 	pod=$(run_pod small husk ".linux.cgroup_parent = \"$CGROUP_PARENT/small\"")
 	echo 67108864 >"$group/$limit"
-	image=$(pull_image "$ref" small)
-	run ! create_ctr "$pod" small c "$image=$ref" -- "${SLEEP[@]}"
+	# Half of the limit is the store's: nothing is fetched of what cannot fit.
+	run ! pull_image "$ref" small
+	assert_contains "$output" "the store has room for"
+	# A store as large as the limit holds the layers, but not the pull beside them.
+	ref=$(push_image small:2 --layer-random 58MiB)
+	sed -i '/^store_size/d' "$HUSK_TMP/shim.toml"
+	echo 'store_size = "1g"' >>"$HUSK_TMP/shim.toml"
+	crictl rmp -f "$pod"
+	pod=$(run_pod small husk ".linux.cgroup_parent = \"$CGROUP_PARENT/small\"")
+	echo 67108864 >"$group/$limit"
+	run ! pull_image "$ref" small
+	sed -i '/^store_size/d' "$HUSK_TMP/shim.toml"
 	assert_contains "$output" "memory limit of the pod"
 	# What was half unpacked does not stay the pod's.
-	ref=$(push_image small:2 --layer /a=1)
+	ref=$(push_image small:3 --layer /a=1)
 	image=$(pull_image "$ref" small)
 	ctr=$(run_ctr "$pod" small d "$image=$ref" -- "${SLEEP[@]}")
 	ctr_runs "$ctr"

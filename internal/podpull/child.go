@@ -2,10 +2,7 @@ package podpull
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"os"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,7 +22,6 @@ type order struct {
 	Platform    imgspec.Platform    `json:"platform"`
 	Limits      manifestonly.Limits `json:"limits"`
 	Registry    registry.Config     `json:"registry"`
-	Environment []string            `json:"environment,omitempty"`
 	Known       []blob              `json:"known,omitempty"`
 }
 
@@ -42,51 +38,11 @@ type answer struct {
 	Stats manifestonly.Stats `json:"stats"`
 }
 
-// inherited reports whether a child gets a variable of the daemon's environment:
-// those that choose proxies, and those by which containers/image and crypto/x509
-// find the node's files. Without the latter a child would read another policy or
-// other credentials than the daemon does.
-func inherited(name string) bool {
-	switch name {
-	case "HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR":
-		return true
-	}
-	return isProxy(name)
-}
-
-func isProxy(name string) bool {
-	switch strings.ToUpper(name) {
-	case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY":
-		return true
-	}
-	return false
-}
-
-// environment returns those of the variables, "name=value", that a child at the place
-// gets. In a pod's network its owner says who answers for a proxy and would be sent the
-// node's password for it, so it is left out.
-func environment(environ []string, place Place) []string {
-	var list []string
-	for _, variable := range environ {
-		name, value, _ := strings.Cut(variable, "=")
-		if isProxy(name) && place.NetNS != "" {
-			value = withoutUser(value)
-		}
-		if inherited(name) {
-			list = append(list, name+"="+value)
-		}
-	}
-	return list
-}
-
-// withoutUser returns the address of a proxy, [scheme://][user[:password]@]host[:port],
-// without the user.
-func withoutUser(address string) string {
-	host := address[strings.LastIndex(address, "@")+1:]
-	if scheme, _, ok := strings.Cut(address, "://"); ok && len(host) < len(address) {
-		return scheme + "://" + host
-	}
-	return host
+// files are the variables by which containers/image and crypto/x509 find the node's
+// files. Without them a child would read another policy or other credentials than the
+// daemon does.
+func files() []string {
+	return []string{"HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 }
 
 // RunChild is the body of a child that fetches; see [sandbox.Serve].
@@ -94,14 +50,7 @@ func RunChild(ctx context.Context, in io.Reader, out io.Writer) error {
 	return sandbox.Serve(ctx, in, out, fetch)
 }
 
-func fetch(ctx context.Context, o order) (answer, error) {
-	for _, variable := range o.Environment {
-		// Before anything looks: net/http reads the proxies once.
-		name, value, _ := strings.Cut(variable, "=")
-		if err := os.Setenv(name, value); err != nil {
-			return answer{}, errdefs.New(errdefs.Internal, "pull "+o.Name, fmt.Errorf("set %s: %w", name, err))
-		}
-	}
+func fetch(ctx context.Context, o order, _ sandbox.Report) (answer, error) {
 	img, stats, err := manifestonly.Fetch(ctx, manifestonly.Request{
 		Name:        o.Name,
 		Credentials: registryauth.Credentials(o.Credentials),

@@ -101,6 +101,7 @@ func (p *Puller) pull(ctx context.Context, place Place, req manifestonly.Request
 		Name:        fmt.Sprintf("pull-%d-%d", os.Getpid(), p.count.Add(1)),
 		OOMScoreAdj: oomScore,
 		MaxAnswer:   maxAnswer,
+		Variables:   sandbox.Environment(p.Environ, place, files()...),
 	}, order{
 		Name:        req.Name,
 		Credentials: registryauth.Open(req.Credentials),
@@ -108,7 +109,6 @@ func (p *Puller) pull(ctx context.Context, place Place, req manifestonly.Request
 		Platform:    req.Platform,
 		Limits:      req.Limits,
 		Registry:    p.registry(place),
-		Environment: environment(p.Environ, place),
 		Known:       p.known(ctx, candidates),
 	}, &got)
 	if err != nil {

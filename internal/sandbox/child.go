@@ -15,13 +15,14 @@ import (
 
 const hostResolvConf = "/etc/resolv.conf"
 
+// Work is what a child does. It may report how far it is.
+type Work[Request, Answer any] func(ctx context.Context, req Request, report Report) (Answer, error)
+
 // Serve is the body of a child: it reads a request, isolates the process, does the
 // work, and writes the answer or the error. It returns an error only where it could
 // not answer. The caller is a process that [Runner] started, in a mount namespace
 // of its own.
-func Serve[Request, Answer any](
-	ctx context.Context, in io.Reader, out io.Writer, work func(context.Context, Request) (Answer, error),
-) error {
+func Serve[Request, Answer any](ctx context.Context, in io.Reader, out io.Writer, work Work[Request, Answer]) error {
 	result, err := serve(ctx, in, work)
 	var a answer
 	if err == nil {
@@ -36,10 +37,13 @@ func Serve[Request, Answer any](
 	return nil
 }
 
-func serve[Request, Answer any](
-	ctx context.Context, in io.Reader, work func(context.Context, Request) (Answer, error),
-) (result Answer, err error) {
+func serve[Request, Answer any](ctx context.Context, in io.Reader, work Work[Request, Answer]) (result Answer, err error) {
 	const op = "read the request of a sandbox child"
+	// Private keys, credentials, and the content of encrypted layers: from before the
+	// first of them is read.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return result, errdefs.Newf(errdefs.Internal, op, "forbid core dumps: %w", err)
+	}
 	data, err := io.ReadAll(io.LimitReader(in, maxRequest+1))
 	if err != nil {
 		return result, errdefs.New(errdefs.Internal, op, err)
@@ -52,10 +56,12 @@ func serve[Request, Answer any](
 		// Not the error itself, which may quote a credential.
 		return result, errdefs.Newf(errdefs.InvalidArgument, op, "it is not valid JSON (%T)", err)
 	}
-	if err := isolate(req.ResolvConf); err != nil {
+	report := reporter(req.Reports)
+	// Before anything looks: net/http reads the proxies once.
+	if err := errors.Join(isolate(req.ResolvConf), setAll(req.Variables)); err != nil {
 		return result, errdefs.New(errdefs.Internal, "isolate a sandbox child", err)
 	}
-	return work(ctx, req.Work)
+	return work(ctx, req.Work, report)
 }
 
 // cut shortens an error's text to what the parent takes.
@@ -66,14 +72,10 @@ func cut(message string) string {
 	return message[:maxMessage-len(ellipsis)] + ellipsis
 }
 
-// isolate keeps what the process has in memory out of core dumps, and what it mounts
-// out of the mount namespace that its own was copied from. It puts resolvConf in the
-// place of the host's file, which Go's resolver reads.
+// isolate keeps what the process mounts out of the mount namespace that its own was
+// copied from. It puts resolvConf in the place of the host's file, which Go's resolver
+// reads.
 func isolate(resolvConf string) error {
-	// Private keys, credentials, and the content of encrypted layers.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid core dumps: %w", err)
-	}
 	// A slave and not private: what the host unmounts must not stay busy here for as
 	// long as a pull takes.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {

@@ -4,9 +4,9 @@
 // resolv.conf in place of the host's and nothing of the host's environment.
 //
 // The request goes to the child as JSON on its standard input and the answer
-// comes back as JSON on its standard output, errors with their errdefs kind. What
-// the work is, its callers say: package layers pulls layers, package podpull what
-// describes an image.
+// comes back as JSON on its standard output, errors with their errdefs kind. What it
+// reports meanwhile has a pipe of its own. What the work is, its callers say: package
+// layers pulls layers, package podpull what describes an image.
 package sandbox
 
 import (
@@ -47,9 +47,16 @@ type Job struct {
 	// OOMScoreAdj is the least the child has. The caller's own, which may protect it
 	// from the kernel, is not inherited: what a child uses up is the pod's loss.
 	OOMScoreAdj int
-	// Env is the environment of the child, next to PATH. It holds no secret: the
-	// request does.
+	// Env is the environment of the child, next to PATH. It holds no secret, because
+	// the kernel shows it.
 	Env []string
+	// Variables, "name=value", are what the child adds to its environment itself. They
+	// go with the request, so one may hold a secret, as the address of a proxy does.
+	Variables []string
+	// Progress is told what the child reports, one JSON value of up to 4 KiB each, at
+	// most 50 a second, and after Run has returned nothing. Its calls do not overlap.
+	// One that blocks holds up the end of the job. Zero: the child reports nothing.
+	Progress func(json.RawMessage)
 	// MaxAnswer bounds the child's answer, in bytes. Zero: 16 MiB.
 	MaxAnswer int
 }
@@ -66,7 +73,9 @@ type Runner struct {
 // Run does a job in a child: it sends the request, and reads the answer into result,
 // which is a pointer. A canceled context kills the child and everything it started.
 func (r Runner) Run(ctx context.Context, job Job, work, result any) error {
-	data, err := json.Marshal(request[any]{ResolvConf: job.Place.ResolvConf, Work: work})
+	data, err := json.Marshal(request[any]{
+		ResolvConf: job.Place.ResolvConf, Variables: job.Variables, Reports: job.Progress != nil, Work: work,
+	})
 	if err != nil {
 		return errdefs.Newf(errdefs.Internal, job.Op, "encode the request: %w", err)
 	}
@@ -115,29 +124,35 @@ func (r Runner) run(ctx context.Context, job Job, data []byte, result any) error
 	if monitor == nil {
 		monitor = Plain{}
 	}
+	told, err := openReports(cmd, job.Progress)
+	if err != nil {
+		return errdefs.New(errdefs.Internal, job.Op, err)
+	}
+	defer told.close()
 	exits, err := monitor.Start(cmd)
 	if err != nil {
 		return errdefs.New(errdefs.Internal, job.Op, err)
 	}
 	// The child's end alone is left, so that to write to a dead child fails.
 	_ = stdin.Close()
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may be gone already
-	defer stop()
+	kill := func() { _ = cmd.Process.Kill() } // it may be gone already
+	defer context.AfterFunc(ctx, kill)()
+	told.start(kill)
 
 	leave, err := admit(job, cmd.Process.Pid)
 	var sendErr error
 	if err == nil {
 		sendErr = send(feed, data)
 	} else {
-		_ = cmd.Process.Kill() // it waits for a request that never comes
+		kill() // it waits for a request that never comes
 	}
 	status, waitErr := monitor.Wait(cmd, exits)
-	leaveErr := leave()
+	toldErr, leaveErr := told.end(), leave()
 	switch {
 	case ctx.Err() != nil:
 		return errdefs.New(errdefs.KindOf(context.Cause(ctx)), job.Op, context.Cause(ctx))
-	case err != nil || waitErr != nil:
-		return errdefs.New(errdefs.Internal, job.Op, errors.Join(err, waitErr, leaveErr))
+	case err != nil || waitErr != nil || toldErr != nil:
+		return errdefs.New(errdefs.Internal, job.Op, errors.Join(err, waitErr, toldErr, leaveErr))
 	}
 	err = out.decode(result)
 	switch {

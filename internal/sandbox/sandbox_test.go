@@ -47,7 +47,10 @@ type work struct {
 type facts map[string]string
 
 // spy reports where it runs, or does what it is asked.
-func spy(_ context.Context, w work) (facts, error) {
+func spy(_ context.Context, w work, report Report) (facts, error) {
+	if err := reportAs(w.Do, w.Name, report); err != nil {
+		return nil, err
+	}
 	switch w.Do {
 	case "refuse":
 		return nil, errdefs.Newf(errdefs.KeyUnavailable, "pull refused", "https://user:secret@kbs.example said no")
@@ -78,7 +81,7 @@ func look(w work) (facts, error) {
 		"environ": strings.Join(os.Environ(), " "), "pid": strconv.Itoa(os.Getpid()), "ballast": strconv.Itoa(len(w.Ballast)),
 	}
 	for name, file := range map[string]string{
-		"resolv": hostResolvConf, "score": "/proc/self/oom_score_adj", "cgroup": "/proc/self/cgroup", "mounts": "/proc/self/mountinfo",
+		"resolv": hostResolvConf, "score": "/proc/self/oom_score_adj", "cgroup": "/proc/self/cgroup", "mounts": "/proc/self/mountinfo", "shown": "/proc/self/environ",
 	} {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -146,7 +149,7 @@ func TestRunInThePod(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 
 	seen, err := run(t.Context(), t, Job{
-		Name: "c1", OOMScoreAdj: 901, Env: []string{"TMPDIR=/pod/tmp"},
+		Name: "c1", OOMScoreAdj: 901, Env: []string{"TMPDIR=/pod/tmp"}, Variables: []string{"HTTPS_PROXY=http://a:s3cret@p:1"},
 		Place: Place{NetNS: namedNetNS(t), Cgroup: pod, ResolvConf: resolv},
 	}, work{Ballast: make([]byte, 1<<20)})
 	g.Expect(err).NotTo(HaveOccurred())
@@ -163,8 +166,8 @@ func TestRunInThePod(t *testing.T) {
 	g.Expect(seen["score"]).To(Equal("901\n"))
 	g.Expect(seen["cgroup"]).To(ContainSubstring(pod + "/husk-c1\n"))
 	g.Expect(seen["pid"]).To(Equal("1"), "a process namespace of its own")
-	g.Expect(seen["environ"]).NotTo(ContainSubstring("PROXY"))
-	g.Expect(strings.Fields(seen["environ"])).To(ConsistOf("PATH="+childPath, "TMPDIR=/pod/tmp"))
+	g.Expect(seen["shown"]).NotTo(ContainSubstring("PROXY"), "what the kernel shows")
+	g.Expect(strings.Fields(seen["environ"])).To(ConsistOf("PATH="+childPath, "TMPDIR=/pod/tmp", "HTTPS_PROXY=http://a:s3cret@p:1"))
 
 	g.Expect(groups()).To(BeEmpty(), "the child's cgroup is gone")
 	after, err := os.ReadFile(hostResolvConf)

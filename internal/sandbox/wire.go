@@ -25,8 +25,11 @@ const (
 
 // request is what a child reads from its standard input.
 type request[Work any] struct {
-	ResolvConf string `json:"resolvConf,omitempty"`
-	Work       Work   `json:"work"`
+	ResolvConf string   `json:"resolvConf,omitempty"`
+	Variables  []string `json:"variables,omitempty"`
+	// Reports says that there is a pipe for reports.
+	Reports bool `json:"reports,omitempty"`
+	Work    Work `json:"work"`
 }
 
 // answer is what a child writes to its standard output: a result, or an error with

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -24,6 +23,8 @@ const (
 	defaultRuntime     = "runc"
 	defaultRuntimeRoot = pod.DefaultStateDir + "/runc"
 	defaultStoreSize   = "50%"
+	// defaultStoreDir is on a disk, unlike [pod.DefaultStateDir].
+	defaultStoreDir = "/var/lib/husk/pods"
 	// defaultExitsDir is CRI-O's default for container_exits_dir.
 	defaultExitsDir = "/var/run/crio/exits"
 	// defaultPullTimeout ends a pull that hangs. A longer one would have no effect:
@@ -34,9 +35,6 @@ const (
 	maxConfig = 1 << 20
 )
 
-// sizePattern is the grammar of a tmpfs size (tmpfs(5)).
-var sizePattern = regexp.MustCompile(`^[1-9][0-9]*([kKmMgG]|%)?$`)
-
 // Config is the shim's configuration: a TOML file whose path is the handler's
 // runtime_config_path. The zero value of each field is usable, and a missing file
 // at the default path is the zero Config. Unknown keys are an error.
@@ -45,8 +43,16 @@ type Config struct {
 	Runtime string `toml:"runtime"`
 	// RuntimeRoot is the runtime's state directory; empty is /run/husk/runc.
 	RuntimeRoot string `toml:"runtime_root"`
-	// StoreSize bounds the pod's store in memory, as tmpfs writes sizes: "512m",
-	// "2g", "25%" of the memory; empty is half of it.
+	// Store is where the pod's layers, and what its containers write, are kept:
+	// "memory" or "disk"; empty is in memory. On a disk, decrypted layers are too.
+	Store string `toml:"store"`
+	// StoreDir holds the stores on disk, a directory for each pod; empty is
+	// /var/lib/husk/pods. Nobody but root may write to it.
+	StoreDir string `toml:"store_dir"`
+	// StoreSize bounds the pod's store, as "512m", "2g" or "25%"; empty is half. In
+	// memory the percentage is of the memory limit that holds for the pod, without one
+	// of the machine's memory. On disk it is of the file system, and the bound is on
+	// the layers, not on what the containers write.
 	StoreSize string `toml:"store_size"`
 	// KeysDir holds the private keys for encrypted layers; empty is none.
 	KeysDir string `toml:"keys_dir"`
@@ -129,13 +135,18 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	set(&c.Runtime, defaultRuntime)
 	set(&c.RuntimeRoot, defaultRuntimeRoot)
+	set(&c.Store, storeInMemory)
+	set(&c.StoreDir, defaultStoreDir)
 	set(&c.StoreSize, defaultStoreSize)
 	set(&c.ExitsDir, defaultExitsDir)
 	if c.PullTimeout == 0 {
 		c.PullTimeout = duration(defaultPullTimeout)
 	}
-	if !sizePattern.MatchString(c.StoreSize) {
-		return Config{}, fmt.Errorf("store_size: %q is not a size", c.StoreSize)
+	if c.Store != storeInMemory && c.Store != storeOnDisk {
+		return Config{}, fmt.Errorf("store: %q is neither %q nor %q", c.Store, storeInMemory, storeOnDisk)
+	}
+	if _, err := parseSize(c.StoreSize); err != nil {
+		return Config{}, fmt.Errorf("store_size: %w", err)
 	}
 	if err := c.ImageRules.Validate(); err != nil {
 		return Config{}, err
@@ -148,7 +159,7 @@ func (c Config) withDefaults() (Config, error) {
 	for key, path := range map[string]string{
 		"runtime": c.Runtime, "runtime_root": c.RuntimeRoot, "keys_dir": c.KeysDir, "key_providers": c.KeyProviders, "auth_file": c.AuthFile, "policy": c.Policy,
 		"registries_conf": c.RegistriesConf, "registries_conf_dir": c.RegistriesConfDir, "registries_d": c.RegistriesD,
-		"certs_dir": c.CertsDir, "exits_dir": c.ExitsDir,
+		"certs_dir": c.CertsDir, "exits_dir": c.ExitsDir, "store_dir": c.StoreDir,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			return Config{}, fmt.Errorf("%s: %q is not absolute", key, path)

@@ -1,8 +1,11 @@
 package shim
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"testing"
 	"time"
 
@@ -31,7 +34,7 @@ func TestConfigDefaults(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(filepath.IsAbs(c.Runtime)).To(BeTrue(), c.Runtime)
 	g.Expect(c.RuntimeRoot).To(Equal("/run/husk/runc"))
-	g.Expect(c.StoreSize).To(Equal("50%"))
+	g.Expect([]string{c.Store, c.StoreDir, c.StoreSize}).To(Equal([]string{"memory", "/var/lib/husk/pods", "50%"}))
 	g.Expect(c.ExitsDir).To(Equal("/var/run/crio/exits"))
 	g.Expect(time.Duration(c.PullTimeout)).To(Equal(4 * time.Minute))
 	g.Expect([]string{c.KeysDir, c.AuthFile, c.Policy, c.RegistriesConf, c.CertsDir}).To(HaveEach(""))
@@ -43,6 +46,8 @@ func TestConfigFields(t *testing.T) {
 	c, err := LoadConfig(writeConfig(t, `
 runtime = "/bin/sh"
 runtime_root = "/a"
+store = "disk"
+store_dir = "/k"
 store_size = "512m"
 keys_dir = "/b"
 key_providers = "/j"
@@ -59,7 +64,7 @@ encrypted_signed = "mandatory"
 `))
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(c).To(Equal(Config{
-		Runtime: "/bin/sh", RuntimeRoot: "/a", StoreSize: "512m", KeysDir: "/b", KeyProviders: "/j", AuthFile: "/c", Policy: "/d",
+		Runtime: "/bin/sh", RuntimeRoot: "/a", Store: "disk", StoreDir: "/k", StoreSize: "512m", KeysDir: "/b", KeyProviders: "/j", AuthFile: "/c", Policy: "/d",
 		RegistriesConf: "/e", RegistriesConfDir: "/f", RegistriesD: "/g", CertsDir: "/h",
 		PullTimeout: duration(90 * time.Second), ExitsDir: "/i",
 		ImageRules: policy.Config{EncryptedSigned: policy.Mandatory},
@@ -75,6 +80,8 @@ func TestConfigRefuses(t *testing.T) {
 		"wrong type":    {`store_size = 5`, "store_size"},
 		"size":          {`store_size = "5m,uid=0"`, "store_size"},
 		"no size":       {`store_size = "0"`, "store_size"},
+		"store":         {`store = "tape"`, `"tape" is neither`},
+		"store's place": {`store_dir = "stores"`, "store_dir"},
 		"relative":      {`keys_dir = "keys"`, "keys_dir"},
 		"no runtime":    {`runtime = "no-such-runtime-here"`, "runtime"},
 		"timeout":       {`pull_timeout = "10"`, "missing unit"},
@@ -97,4 +104,24 @@ func TestConfigFileMustExist(t *testing.T) {
 	g := NewWithT(t)
 	_, err := LoadConfig("/no/such/shim.toml")
 	g.Expect(err).To(MatchError(ContainSubstring("/no/such/shim.toml")))
+}
+
+// The file that operators start from shows every key, with the value it has anyway.
+func TestShownConfigIsTheDefault(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	shown, err := os.ReadFile("../../contrib/crio/shim.toml")
+	g.Expect(err).NotTo(HaveOccurred())
+	lines := regexp.MustCompile(`(?m)^# (\[?[a-z_]+\]?(?: = "[^"]*")?)(?: +#.*)?$`).FindAllSubmatch(shown, -1)
+	var content []byte
+	for _, line := range lines {
+		content = fmt.Appendf(content, "%s\n", line[1])
+	}
+	c, err := LoadConfig(writeConfig(t, string(content)))
+	g.Expect(err).NotTo(HaveOccurred(), "%s", content)
+	c.ImageRules = policy.Config{} // each is said to be allowed, which is their zero
+	want, err := LoadConfig(writeConfig(t, ""))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(c).To(Equal(want))
+	g.Expect(lines).To(HaveLen(reflect.TypeFor[Config]().NumField()+reflect.TypeFor[policy.Config]().NumField()), "%s", content)
 }

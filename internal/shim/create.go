@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -18,11 +17,9 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/husk-cri/husk/bundlegen"
-	"github.com/husk-cri/husk/internal/sandbox"
 	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
-	"github.com/husk-cri/husk/pkg/layerpull"
 )
 
 // undo is what has been done and must be taken back if the rest fails.
@@ -53,6 +50,9 @@ func (s *service) create(ctx context.Context, req *taskapi.CreateTaskRequest, c 
 	}
 	c.sandbox = isSandbox(spec)
 	if err := limitOOMScore(spec); err != nil {
+		return nil, err
+	}
+	if err := s.runtimes.fit(ctx, cfg.Runtime, spec); err != nil {
 		return nil, err
 	}
 	var done undo
@@ -97,6 +97,9 @@ func (s *service) create(ctx context.Context, req *taskapi.CreateTaskRequest, c 
 	if _, err := s.pod.Update(req.ID, func(r pod.Record) pod.Record { r.Pid = resp.Pid; return r }); err != nil {
 		log.G(ctx).WithError(err).Warn("the keeper will not know the container's process")
 	}
+	if c.sandbox {
+		s.settleSandbox(ctx, req.ID, spec, cfg)
+	}
 	return resp, nil
 }
 
@@ -119,7 +122,19 @@ func (s *service) prepare(ctx context.Context, req *taskapi.CreateTaskRequest, s
 	if err != nil {
 		return none, err
 	}
+	ids, err := bundlegen.MappingOf(spec)
+	if err != nil {
+		return none, err
+	}
+	mounts, err := imageMounts(spec)
+	if err != nil {
+		return none, err
+	}
 	image, err := s.pull(ctx, req.ID, ref.String(), spec, cfg)
+	if err != nil {
+		return none, err
+	}
+	mounted, err := s.pullMounts(ctx, req.ID, mounts, spec, cfg)
 	if err != nil {
 		return none, err
 	}
@@ -128,60 +143,32 @@ func (s *service) prepare(ctx context.Context, req *taskapi.CreateTaskRequest, s
 		return none, err
 	}
 	done.add(func() error { return s.store.remove(req.ID) })
-	rootfs, err := s.store.mount(req.ID, image, spec.Linux.MountLabel)
-	if err != nil {
-		return none, errdefs.New(errdefs.Internal, op, err)
+	v := view{label: spec.Linux.MountLabel, ids: ids}
+	rootfs, err := s.store.mount(req.ID, image, v)
+	if err == nil {
+		err = s.store.addImageMounts(req.ID, spec, mounts, mounted, v)
 	}
-	identity, err := bundlegen.Complete(spec, rootfs, user, volumes)
+	if err != nil {
+		return none, errdefs.New(errdefs.KindOf(err), op, err)
+	}
+	identity, err := s.store.complete(req.ID, req.Bundle, rootfs, spec, user, volumes)
 	if err != nil {
 		return none, errdefs.New(errdefs.KindOf(err), op, err)
 	}
 	return identity, nil
 }
 
-func (s *service) pull(ctx context.Context, id, ref string, spec *rspec.Spec, cfg Config) (layers.Image, error) {
-	place, err := sandbox.PlaceOf(spec)
-	if err != nil {
-		return layers.Image{}, err
-	}
-	if err := s.store.open(cfg.StoreSize); err != nil {
-		return layers.Image{}, errdefs.New(errdefs.Internal, "pull "+ref, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(cfg.PullTimeout))
-	defer cancel()
-	begin := time.Now()
-	score := 0
-	if spec.Process.OOMScoreAdj != nil {
-		score = *spec.Process.OOMScoreAdj
-	}
-	image, err := s.puller.Run(ctx, layers.Request{
-		OOMScoreAdj: score,
-		Name:        id,
-		Place:       place,
-		Pull: layers.PullRequest{
-			Reference:         ref,
-			StoreDir:          s.store.images(),
-			TempDir:           s.store.temp(),
-			AuthFile:          cfg.AuthFile,
-			KeysDir:           cfg.KeysDir,
-			KeyProviders:      cfg.KeyProviders,
-			Rules:             cfg.ImageRules,
-			PolicyPath:        cfg.Policy,
-			RegistriesConf:    cfg.RegistriesConf,
-			RegistriesConfDir: cfg.RegistriesConfDir,
-			RegistriesD:       cfg.RegistriesD,
-			CertsDir:          cfg.CertsDir,
-		},
-	})
-	if err != nil {
-		// A child that was killed could not clean up, and what it left is the pod's memory.
-		if _, cleanErr := layerpull.OpenStore(s.store.images()); cleanErr != nil {
-			log.G(ctx).WithError(cleanErr).Error("clean up after a failed pull")
+// pullMounts pulls the images that a container mounts.
+func (s *service) pullMounts(ctx context.Context, id string, mounts []bundlegen.ImageMount, spec *rspec.Spec, cfg Config) ([]layers.Image, error) {
+	images := make([]layers.Image, len(mounts))
+	for i, m := range mounts {
+		image, err := s.pull(ctx, id, m.Reference, spec, cfg)
+		if err != nil {
+			return nil, err
 		}
-		return layers.Image{}, err
+		images[i] = image
 	}
-	log.G(ctx).WithField("container", id).Infof("pulled %s in %s", ref, time.Since(begin).Round(time.Millisecond))
-	return image, nil
+	return images, nil
 }
 
 func newRecord(req *taskapi.CreateTaskRequest, spec *rspec.Spec, cfg Config, ns string) pod.Record {

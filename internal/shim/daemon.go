@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/runtime/v2/runc/task"
 	containerdshim "github.com/containerd/containerd/runtime/v2/shim"
 	"github.com/containerd/containerd/sys/reaper"
+	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ import (
 	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
+	shimv1 "github.com/husk-cri/husk/pkg/api/shim/v1"
 )
 
 // processName is how ps shows a shim, as it shows those of containerd.
@@ -46,6 +48,10 @@ func runDaemon(ctx context.Context) error {
 	for _, fd := range []int{keeper.TaskFD, keeper.PublicFD, keeper.AliveFD} {
 		unix.CloseOnExec(fd)
 	}
+	// The credentials of pulls pass through this process.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
 	openLog(ctx)
 	// Not in the bundle: by the address file there the task service would remove the
 	// pod's socket when it ends, and that is the keeper's.
@@ -62,17 +68,18 @@ func runDaemon(ctx context.Context) error {
 	return nil
 }
 
-// taskPlugin registers the task service on the framework's server.
-type taskPlugin struct{ taskapi.TaskService }
+// taskPlugin registers the services on the framework's server.
+type taskPlugin struct{ *service }
 
 // RegisterTTRPC implements the framework's interface for services.
 func (t taskPlugin) RegisterTTRPC(server *ttrpc.Server) error {
-	taskapi.RegisterTaskService(server, t.TaskService)
+	taskapi.RegisterTaskService(server, t.service)
+	shimv1.RegisterImagesService(server, imageService{t.service})
 	return nil
 }
 
 // UnaryInterceptor implements the framework's interface for services that have one.
-func (taskPlugin) UnaryInterceptor() ttrpc.UnaryServerInterceptor { return keeper.EscapeErrors }
+func (taskPlugin) UnaryInterceptor() ttrpc.UnaryServerInterceptor { return escapeTaskErrors }
 
 func newTaskPlugin(ic *plugin.InitContext, p pod.Pod) (any, error) {
 	publisher, err := ic.GetByID(plugin.EventPlugin, "publisher")
@@ -96,17 +103,19 @@ func newTaskPlugin(ic *plugin.InitContext, p pod.Pod) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := newStore(p.Store())
-	sd.RegisterCallback(func(context.Context) error { return end(p, st) })
-	go outlive(ic.Context, p)
-	return taskPlugin{&service{
+	runc.Monitor = runtimeMonitor{reaper.Default} // NewTaskService made it the reaper
+	st := newStore(p)
+	s := &service{
 		TaskService: inner,
 		pod:         p,
 		store:       st,
 		waits:       events.waits,
-		puller:      layers.Runner{Monitor: reaper.Default},
+		puller:      layers.Runner{Monitor: reaper.Default, Environ: os.Environ()},
 		containers:  map[string]*container{},
-	}}, nil
+	}
+	sd.RegisterCallback(s.end)
+	go outlive(ic.Context, p)
+	return taskPlugin{s}, nil
 }
 
 // end removes the pod's state as the shim ends. Containers that are left, because

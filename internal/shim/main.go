@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/containerd/namespaces"
 	containerdshim "github.com/containerd/containerd/runtime/v2/shim"
+	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
 
 	"github.com/husk-cri/husk/internal/sandbox"
@@ -31,6 +32,9 @@ import (
 // daemonEnv is set, to the pod's ID, for the process that is a pod's shim. It is a
 // variable and not an argument because containerd's framework owns the arguments.
 const daemonEnv = "HUSK_SHIM_DAEMON"
+
+// sweepCommand is for the operator: [Manager.Sweep].
+const sweepCommand = "sweep"
 
 // binaryName is what CRI-O makes of [Name].
 const binaryName = "containerd-shim-husk-v2"
@@ -55,6 +59,15 @@ func run(ctx context.Context, args []string, version string, puller layers.Pulle
 	case command == "--version" || command == "-v": // CRI-O asks each time it starts
 		_, err := fmt.Println(binaryName, version)
 		return err
+	case command == featuresCommand:
+		// CRI-O starts, and will ask for its containers: those whose shim is gone need
+		// somebody who answers. What cannot be cleaned up is no reason not to answer.
+		if os.Geteuid() == 0 {
+			_ = Manager{}.Sweep(namespaces.WithNamespace(ctx, namespaces.Default))
+		}
+		return printFeatures(ctx, os.Stdout)
+	case command == sweepCommand:
+		return Manager{}.Sweep(namespaces.WithNamespace(ctx, namespaces.Default))
 	case command == layers.ChildCommand:
 		return layers.Child(ctx, os.Stdin, os.Stdout, puller)
 	case command == keeper.Command:
@@ -73,16 +86,21 @@ type keeperArgs struct {
 	Pod       pod.Pod
 	Namespace string
 	Debug     bool
+	// Orphan is set for a pod whose shim is gone.
+	Orphan bool
 }
 
-const keeperArgCount = 5
+const keeperArgCount = 6
 
 func (k keeperArgs) encode() []string {
-	debug := ""
+	debug, orphan := "", ""
 	if k.Debug {
 		debug = "-debug"
 	}
-	return []string{keeper.Command, keeper.Command, k.Pod.ID(), k.Namespace, debug}
+	if k.Orphan {
+		orphan = "orphan"
+	}
+	return []string{keeper.Command, keeper.Command, k.Pod.ID(), k.Namespace, debug, orphan}
 }
 
 func decodeKeeperArgs(args []string) (keeperArgs, error) {
@@ -93,7 +111,7 @@ func decodeKeeperArgs(args []string) (keeperArgs, error) {
 	if err != nil {
 		return keeperArgs{}, err
 	}
-	return keeperArgs{Pod: p, Namespace: args[3], Debug: args[4] != ""}, nil
+	return keeperArgs{Pod: p, Namespace: args[3], Debug: args[4] != "", Orphan: args[5] != ""}, nil
 }
 
 // shimCgroup is where keepers and shims run under systemd. In CRI-O's own cgroup
@@ -133,6 +151,11 @@ func runKeeper(ctx context.Context, args []string) error {
 	if err := leaveService(); err != nil {
 		return err
 	}
+	ctx = namespaces.WithNamespace(ctx, k.Namespace)
+	if k.Orphan {
+		return keeper.Keeper{Pod: k.Pod}.Run(ctx)
+	}
+	go sweepNow(ctx)
 	shimArgs := []string{self, "-namespace", k.Namespace, "-id", k.Pod.ID(), "-address", ""}
 	if k.Debug {
 		logrus.SetLevel(logrus.DebugLevel)
@@ -142,6 +165,12 @@ func runKeeper(ctx context.Context, args []string) error {
 	cmd.Args = shimArgs
 	cmd.Env = append(os.Environ(), daemonEnv+"="+k.Pod.ID())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
-	ctx = namespaces.WithNamespace(ctx, k.Namespace)
 	return keeper.Keeper{Pod: k.Pod, Shim: cmd}.Run(ctx)
+}
+
+// sweepNow is here, and not in `start`, so that no pod's start waits for it.
+func sweepNow(ctx context.Context) {
+	if err := (Manager{}).Sweep(ctx); err != nil {
+		log.G(ctx).WithError(err).Warn("clean up after pods that were killed")
+	}
 }

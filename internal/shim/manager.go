@@ -12,8 +12,10 @@ import (
 	"syscall"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/namespaces"
 	containerdshim "github.com/containerd/containerd/runtime/v2/shim"
+	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/shim/keeper"
@@ -84,7 +86,7 @@ func readGrouping(bundle, id string) (grouping, error) {
 
 // Start returns the address of the container's pod, whose shim it starts if the
 // container is the pod's first. The working directory is the container's bundle.
-func (m Manager) Start(ctx context.Context, id string, opts containerdshim.StartOpts) (_ string, retErr error) {
+func (m Manager) Start(ctx context.Context, id string, opts containerdshim.StartOpts) (string, error) {
 	group, err := readGrouping(".", id)
 	if err != nil {
 		return "", err
@@ -103,39 +105,28 @@ func (m Manager) Start(ctx context.Context, id string, opts containerdshim.Start
 	if !group.starts {
 		return "", errdefs.Newf(errdefs.Unavailable, "start container "+id, "the shim of pod %s does not answer", p.ID())
 	}
+	unlock, err := m.lock(0)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	if err := clean(ctx, p); err != nil {
 		return "", err
 	}
 	if err := p.Create(); err != nil {
 		return "", err
 	}
-	defer func() {
-		if retErr != nil {
-			retErr = errors.Join(retErr, p.Remove())
-		}
-	}()
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.Socket(), Net: "unix"})
-	if err != nil {
-		return "", fmt.Errorf("listen for pod %s: %w", p.ID(), err)
-	}
-	listener.SetUnlinkOnClose(false)
-	socket, err := listener.File()
-	if err != nil {
-		return "", fmt.Errorf("listen for pod %s: %w", p.ID(), err)
-	}
-	if err := startKeeper(ctx, p, opts.Debug, socket); err != nil {
-		return "", fmt.Errorf("start the keeper of pod %s: %w", p.ID(), err)
+	if err := startKept(ctx, keeperArgs{Pod: p, Debug: opts.Debug}); err != nil {
+		return "", errors.Join(err, p.Remove())
 	}
 	return p.Address(), nil
 }
 
 // startKeeper starts this binary as the pod's keeper, in a session of its own.
-func startKeeper(ctx context.Context, p pod.Pod, debug bool, socket *os.File) error {
-	ns, err := namespaces.NamespaceRequired(ctx)
-	if err != nil {
+func startKeeper(ctx context.Context, args keeperArgs, socket *os.File) (err error) {
+	if args.Namespace, err = namespaces.NamespaceRequired(ctx); err != nil {
 		return err
 	}
-	args := keeperArgs{Pod: p, Namespace: ns, Debug: debug}
 	cmd := exec.Command("/proc/self/exe") //nolint:noctx // our own binary, and it outlives ctx
 	cmd.Args = args.encode()
 	cmd.ExtraFiles = []*os.File{socket}
@@ -182,8 +173,7 @@ func (m Manager) Stop(ctx context.Context, id string) (containerdshim.StopStatus
 		return containerdshim.StopStatus{}, err
 	}
 	if conn, err := keeper.Dial(ctx, p); err == nil {
-		return containerdshim.StopStatus{}, errors.Join(
-			errdefs.Newf(errdefs.InUse, "clean up container "+id, "the shim of pod %s lives", p.ID()), conn.Close())
+		return stopAnswered(ctx, conn, p, id)
 	}
 	r, err := p.Get(id)
 	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
@@ -203,6 +193,27 @@ func (m Manager) Stop(ctx context.Context, id string) (containerdshim.StopStatus
 	}
 	r = r.Exited(time.Now(), pod.KilledStatus)
 	return containerdshim.StopStatus{Pid: int(r.Pid), ExitStatus: int(r.ExitStatus), ExitedAt: r.ExitedAt}, err
+}
+
+// stopAnswered forgets a container of a pod that has somebody who answers for it: that
+// must be a keeper without a shim, as a sweep leaves it.
+func stopAnswered(ctx context.Context, conn net.Conn, p pod.Pod, id string) (_ containerdshim.StopStatus, err error) {
+	client := ttrpc.NewClient(conn)
+	defer func() { err = errors.Join(err, client.Close()) }()
+	tasks := taskapi.NewTaskClient(client)
+	who, err := tasks.Connect(ctx, &taskapi.ConnectRequest{ID: id})
+	if err == nil && who.ShimPid != 0 {
+		err = errdefs.Newf(errdefs.InUse, "clean up container "+id, "the shim of pod %s lives", p.ID())
+	}
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
+	gone, err := tasks.Delete(ctx, &taskapi.DeleteRequest{ID: id})
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
+	_, err = tasks.Shutdown(ctx, &taskapi.ShutdownRequest{ID: id})
+	return containerdshim.StopStatus{Pid: int(gone.Pid), ExitStatus: int(gone.ExitStatus), ExitedAt: gone.ExitedAt.AsTime()}, err
 }
 
 // clean removes what is left of a pod without a shim: its containers and its state.

@@ -35,10 +35,14 @@ var _ imagePuller = layers.Runner{}
 // containerd's runc task service.
 type service struct {
 	taskapi.TaskService
-	pod    pod.Pod
-	store  *store
-	waits  *waits
-	puller imagePuller
+	pod   pod.Pod
+	store *store
+	waits *waits
+	// runtimes are the OCI runtimes that the pod has used.
+	runtimes runtimes
+	puller   imagePuller
+	// images is what is pulled, and where.
+	images images
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -57,6 +61,8 @@ type container struct {
 	identity *bundlegen.Identity
 	// outputs are the FIFOs of its execs.
 	outputs outputs
+	// images are those that it is on, guarded by service.mu.
+	images []pod.Image
 }
 
 var errDeleted = errors.New("the container was deleted while it was being created")
@@ -214,6 +220,12 @@ func (s *service) deleteExec(ctx context.Context, req *taskapi.DeleteRequest) (*
 		log.G(ctx).WithField("container", req.ID).WithField("exec", req.ExecID).Warn("output of an exec was not read")
 	}
 	return resp, nil
+}
+
+// Checkpoint is refused: what it would write down is the memory of a container whose
+// image the host must not see.
+func (s *service) Checkpoint(_ context.Context, req *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error) {
+	return nil, errdefs.ToGRPC(errdefs.Newf(errdefs.Unsupported, "checkpoint container "+req.ID, "its memory must not be written to the host"))
 }
 
 // forget drops what the service holds of a container that is no more.

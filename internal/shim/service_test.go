@@ -134,8 +134,8 @@ func newServiceRig(t *testing.T, puller imagePuller) serviceRig {
 		t.Fatal(err)
 	}
 	inner := &fakeTasks{status: map[string]task.Status{}}
-	st := newStore(p.Store())
-	st.mounted = true // a plain directory will do here
+	st := newStore(p)
+	st.kind = storeInMemory // a plain directory will do here
 	return serviceRig{
 		&service{TaskService: inner, pod: p, store: st, waits: newWaits(), puller: puller, containers: map[string]*container{}},
 		inner, writeConfig(t, `runtime = "`+someRuntime+`"`),

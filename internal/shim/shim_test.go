@@ -35,6 +35,7 @@ import (
 	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/annotations"
+	"github.com/husk-cri/husk/pkg/layerpull"
 )
 
 const (
@@ -59,7 +60,10 @@ func startOpts() containerdshim.StartOpts { return containerdshim.StartOpts{} }
 // busyboxPuller makes an image of two layers: busybox, and a passwd file.
 type busyboxPuller struct{}
 
-func (busyboxPuller) Pull(_ context.Context, req layers.PullRequest) (layers.Image, error) {
+func (busyboxPuller) Pull(ctx context.Context, req layers.PullRequest, progress func(layerpull.Progress)) (layers.Image, error) {
+	if err := special(ctx, req, progress); err != nil {
+		return layers.Image{}, err
+	}
 	var dirs []string
 	for i, files := range []map[string]string{
 		{"bin/sh": "", "bin/id": "", "bin/sleep": "", "bin/cat": "", "bin/echo": ""},
@@ -85,7 +89,9 @@ func (busyboxPuller) Pull(_ context.Context, req layers.PullRequest) (layers.Ima
 			}
 		}
 	}
-	return layers.Image{LayerDirs: dirs}, nil
+	image := layers.Image{LayerDirs: dirs, Layers: len(dirs)}
+	return image, errors.Join(
+		image.ManifestDigest.UnmarshalText([]byte("sha256:"+digestHex)), image.ImageID.UnmarshalText([]byte(digestHex)))
 }
 
 // e2e drives the real binary as CRI-O does.
@@ -203,7 +209,7 @@ func (e *e2e) start(id, bundle string, spec *rspec.Spec) {
 	}()
 	cmd := exec.CommandContext(e.t.Context(), "/proc/self/exe", "-namespace", "default", "-address", "", "-publish-binary", "x", "-id", id, "start")
 	cmd.Dir = bundle
-	cmd.Env = append(os.Environ(), binaryEnv+"=1", "TTRPC_ADDRESS=")
+	cmd.Env = append(os.Environ(), binaryEnv+"=1", "TTRPC_ADDRESS=", "HTTPS_PROXY=http://proxy.example:1", "SOME_SECRET=s")
 	out, err := cmd.CombinedOutput()
 	e.g.Expect(err).NotTo(HaveOccurred(), "%s", out)
 	e.g.Expect(string(out)).To(Equal(e.pod.Address()), "a bare address")

@@ -148,9 +148,6 @@ func volumesOf(spec *rspec.Spec, config map[string]struct{}) ([]string, error) {
 
 // refuseUnsupported refuses what would run wrongly rather than not at all.
 func refuseUnsupported(spec *rspec.Spec) error {
-	if len(spec.Linux.UIDMappings) > 0 {
-		return errdefs.New(errdefs.Unsupported, "user namespaces: the layers belong to the host's users", nil)
-	}
 	for _, m := range spec.Mounts {
 		if slices.Contains(m.Options, "rshared") || slices.Contains(m.Options, "shared") {
 			return errdefs.Newf(errdefs.Unsupported, "mount "+m.Destination,

@@ -125,9 +125,6 @@ func TestRefuseUnsupported(t *testing.T) {
 	g.Expect(refuseUnsupported(spec)).To(Succeed())
 	spec.Mounts[0].Options[1] = "rshared"
 	g.Expect(refuseUnsupported(spec)).To(MatchError(ContainSubstring("/v")))
-	spec.Mounts = nil
-	spec.Linux.UIDMappings = []rspec.LinuxIDMapping{{HostID: 1, Size: 1}}
-	g.Expect(refuseUnsupported(spec)).To(MatchError(ContainSubstring("user namespace")))
 }
 
 func TestLimitOOMScore(t *testing.T) {

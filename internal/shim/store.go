@@ -3,16 +3,17 @@ package shim
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
-	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/husk-cri/husk/internal/sandbox/layers"
+	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/internal/shim/pod"
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // The directories of a store: the layers, which are the layer engine's, what the
@@ -22,60 +23,193 @@ const (
 	containersDir = "containers"
 	tempDir       = "temp"
 	storeDirMode  = 0o700
-	// rootMode is that of a container's "/" where its image does not say.
-	rootMode = 0o755
-	// modeBits are the bits of a mode that chmod(2) sets.
-	modeBits = 0o7777
 )
 
-// store is a pod's layers and the file systems on them, in a tmpfs that only the
-// shim's mount namespace sees. With the namespace it is gone.
+// The kinds of a store.
+const (
+	storeInMemory = "memory"
+	storeOnDisk   = "disk"
+)
+
+// usageAge is how old the count of what a store on disk holds may be: it takes a look
+// at every file, and status and metrics ask for it again and again.
+const usageAge = 10 * time.Second
+
+// A file without content takes no page of a tmpfs, and yet about this much of the kernel's
+// memory: millions of them would get around the store's size. The least is for a store
+// that only a test would make.
+const (
+	inodeBytes = 1 << 10
+	minInodes  = 1 << 10
+)
+
+// storeFlags are those of the file systems that hold layers: what containers run is on
+// overlays, which have flags of their own.
+const storeFlags = unix.MS_NOSUID | unix.MS_NODEV
+
+// store is a pod's layers and the file systems on them: a tmpfs, or a directory of a
+// disk, that only the shim's mount namespace shows at dir. With the namespace the tmpfs
+// is gone, and the mounts are; the directory goes with the pod's state.
 type store struct {
-	dir     string
-	mu      sync.Mutex
-	mounted bool
-	mounts  chan overlay
+	pod pod.Pod
+	dir string
+	// mounts is served by a thread that the store starts when it is opened.
+	mounts chan overlay
+
+	mu sync.Mutex
+	// kind is empty until the store is open.
+	kind string
+	// bytes is what it may hold.
+	bytes int64
+	// rootfs is set once the directory for user namespaces is there.
+	rootfs bool
+
+	usage usage
 }
 
-func newStore(dir string) *store { return &store{dir: dir, mounts: make(chan overlay)} }
+func newStore(p pod.Pod) *store { return &store{pod: p, dir: p.Store(), mounts: make(chan overlay)} }
 
-// open mounts the store if it is not, with the given size as tmpfs writes sizes.
-func (s *store) open(size string) error {
+// open mounts the store if it is not, and lets it have the size that the configuration
+// and the pod's memory limit of now give it. Its kind does not change. place is the pod's.
+func (s *store) open(cfg Config, place sandbox.Place) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mounted {
+	op := "open the store of pod " + s.pod.ID()
+	if s.kind != "" {
+		if err := s.resize(cfg, place); err != nil {
+			return errdefs.New(errdefs.Internal, op, err)
+		}
 		return nil
 	}
-	const flags = unix.MS_NOSUID | unix.MS_NODEV
-	options := "mode=0700,size=" + size
-	err := unix.Mount("husk", s.dir, "tmpfs", flags, options+",noswap") // swap is a disk of the host's
-	if errors.Is(err, unix.EINVAL) {                                    // Linux before 6.4
-		err = unix.Mount("husk", s.dir, "tmpfs", flags, options)
+	// Whatever the configuration says today: what it said before is on the disk. A store
+	// in memory does not fail for it, the next one tries again.
+	if err := s.pod.SweepStores(cfg.StoreDir); err != nil && cfg.Store == storeOnDisk {
+		return errdefs.New(errdefs.Internal, op, err)
 	}
+	mount := s.mountMemory
+	if cfg.Store == storeOnDisk {
+		mount = s.mountDisk
+	}
+	bytes, err := mount(cfg, place)
 	if err != nil {
-		return fmt.Errorf("mount the pod's store: %w", err)
+		return errdefs.New(errdefs.Internal, op, err)
 	}
-	s.mounted = true
-	go serveMounts(s.mounts)
 	for _, dir := range []string{imagesDir, containersDir, tempDir} {
 		if err := os.Mkdir(filepath.Join(s.dir, dir), storeDirMode); err != nil {
-			return fmt.Errorf("make the pod's store: %w", err)
+			return errdefs.New(errdefs.Internal, op, errors.Join(err, unix.Unmount(s.dir, unix.MNT_DETACH)))
 		}
 	}
+	s.kind, s.bytes = cfg.Store, bytes
+	go serveMounts(s.mounts)
 	return nil
+}
+
+func (s *store) mountMemory(cfg Config, place sandbox.Place) (int64, error) {
+	bytes, err := memorySize(cfg.StoreSize, place.Cgroup)
+	if err != nil {
+		return 0, err
+	}
+	options := "mode=0700," + sizeOptions(bytes)
+	err = unix.Mount("husk", s.dir, "tmpfs", storeFlags, options+",noswap") // swap is a disk of the host's
+	if errors.Is(err, unix.EINVAL) {                                        // Linux before 6.4
+		err = unix.Mount("husk", s.dir, "tmpfs", storeFlags, options)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("mount a tmpfs: %w", err)
+	}
+	return bytes, nil
+}
+
+// sizeOptions are those of tmpfs(5) for a store of so many bytes.
+func sizeOptions(bytes int64) string {
+	return fmt.Sprintf("size=%d,nr_inodes=%d", bytes, max(bytes/inodeBytes, minInodes))
+}
+
+// mountDisk gives a directory of the disk the place that a tmpfs would have, so that
+// containers see no path of the host's.
+func (s *store) mountDisk(cfg Config, _ sandbox.Place) (_ int64, err error) {
+	dir, err := s.pod.CreateStore(cfg.StoreDir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	bytes, err := diskSize(cfg.StoreSize, dir)
+	if err != nil {
+		return 0, err
+	}
+	// By the descriptor: what has been made is what is mounted.
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), s.dir, "", unix.MS_BIND, ""); err != nil {
+		return 0, fmt.Errorf("mount a directory of %s: %w", cfg.StoreDir, err)
+	}
+	if err := unix.Mount("", s.dir, "", unix.MS_BIND|unix.MS_REMOUNT|storeFlags, ""); err != nil {
+		return 0, errors.Join(fmt.Errorf("mount a directory of %s: %w", cfg.StoreDir, err), unix.Unmount(s.dir, unix.MNT_DETACH))
+	}
+	return bytes, nil
+}
+
+// resize follows a pod whose memory limit has changed.
+func (s *store) resize(cfg Config, place sandbox.Place) error {
+	if s.kind == storeOnDisk {
+		return nil // its file system does not change
+	}
+	bytes, err := memorySize(cfg.StoreSize, place.Cgroup)
+	if err != nil || bytes == s.bytes {
+		return err
+	}
+	err = unix.Mount("", s.dir, "", unix.MS_REMOUNT|storeFlags, sizeOptions(bytes))
+	if errors.Is(err, unix.EINVAL) {
+		return nil // it holds more than that: it stays as it is
+	}
+	if err != nil {
+		return fmt.Errorf("resize the tmpfs: %w", err)
+	}
+	s.bytes = bytes
+	return nil
+}
+
+// limit returns how many bytes of layers the store may hold. It must be open.
+func (s *store) limit() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bytes
+}
+
+// size returns how many bytes the store may hold, how many it does, and its kind; zeros
+// and "" before it is open.
+func (s *store) size() (limit, used int64, kind string) {
+	s.mu.Lock()
+	limit, kind = s.bytes, s.kind
+	s.mu.Unlock()
+	switch kind {
+	case storeInMemory:
+		var st unix.Statfs_t
+		if err := unix.Statfs(s.dir, &st); err != nil {
+			return limit, 0, kind
+		}
+		return limit, int64(st.Blocks-st.Bfree) * st.Bsize, kind
+	case storeOnDisk:
+		return limit, s.usage.of(s.dir), kind
+	}
+	return 0, 0, ""
 }
 
 // close unmounts the store.
 func (s *store) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.mounted {
+	if s.kind == "" {
 		return nil
+	}
+	if s.rootfs {
+		if err := unix.Unmount(s.pod.Rootfs(), unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount the pod's root file systems: %w", err)
+		}
+		s.rootfs = false
 	}
 	if err := unix.Unmount(s.dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount the pod's store: %w", err)
 	}
-	s.mounted = false
+	s.kind = ""
 	return nil
 }
 
@@ -84,101 +218,50 @@ func (s *store) temp() string   { return filepath.Join(s.dir, tempDir) }
 
 func (s *store) container(id string) string { return filepath.Join(s.dir, containersDir, id) }
 
-// mount makes a container's root file system from an image's layers and returns its
-// path. label is the SELinux label of a mount, or "".
-func (s *store) mount(id string, image layers.Image, label string) (string, error) {
-	dirs := image.LayerDirs
-	base := s.container(id)
-	lower, links, rootfs := filepath.Join(base, "lower"), filepath.Join(base, "links"), filepath.Join(base, "rootfs")
-	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
-	for _, dir := range []string{base, lower, links, upper, work, rootfs} {
-		if err := os.Mkdir(dir, storeDirMode); err != nil {
-			return "", fmt.Errorf("make the file system of container %s: %w", id, err)
+// usage is how much a directory holds, counted not too often.
+type usage struct {
+	mu    sync.Mutex
+	bytes int64
+	at    time.Time
+}
+
+func (u *usage) of(dir string) int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if time.Since(u.at) > usageAge {
+		u.bytes, u.at = diskUsage(dir), time.Now()
+	}
+	return u.bytes
+}
+
+// diskUsage counts the blocks of what is in dir on the same file system, which leaves
+// out the overlays that are mounted in it. Files that vanish meanwhile are none.
+func diskUsage(dir string) int64 {
+	var top unix.Stat_t
+	if err := unix.Lstat(dir, &top); err != nil {
+		return 0
+	}
+	var sum int64
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err != nil || unix.Lstat(path, &st) != nil {
+			return nil //nolint:nilerr // gone, or not to be read: it does not count
 		}
-	}
-	if err := copyRoot(upper, image.RootDir); err != nil {
-		return "", fmt.Errorf("make the file system of container %s: %w", id, err)
-	}
-	if len(dirs) == 0 {
-		dirs = []string{lower} // an image from scratch
-	}
-	names := make([]string, len(dirs))
-	for i, layer := range dirs {
-		name := strconv.Itoa(i)
-		if err := os.Symlink(layer, filepath.Join(links, name)); err != nil {
-			return "", fmt.Errorf("make the file system of container %s: %w", id, err)
+		if st.Dev != top.Dev {
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
 		}
-		names[len(dirs)-1-i] = name // overlay wants the uppermost first
-	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(names, ":"), upper, work)
-	if label != "" {
-		options += fmt.Sprintf(",context=%q", label)
-	}
-	done := make(chan error)
-	s.mounts <- overlay{dir: links, target: rootfs, options: options, done: done}
-	if err := <-done; err != nil {
-		return "", fmt.Errorf("mount the file system of container %s from %d layers: %w", id, len(dirs), err)
-	}
-	return rootfs, nil
-}
-
-// copyRoot gives upper, which is what an overlay shows as its root, the mode and the
-// owner of root; "" leaves the default.
-func copyRoot(upper, root string) error {
-	if root == "" {
-		return os.Chmod(upper, rootMode)
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(root, &st); err != nil {
-		return fmt.Errorf("read the mode of the image's root: %w", err)
-	}
-	if err := os.Lchown(upper, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	return unix.Chmod(upper, st.Mode&modeBits)
-}
-
-// overlay is a mount whose lower directories are relative to dir. Their full paths
-// would not fit into the page that mount(2) takes, from 25 layers on.
-type overlay struct {
-	dir, target, options string
-	done                 chan<- error
-}
-
-// serveMounts mounts on a thread that has a working directory of its own. It never
-// returns: the thread would end with it, and with the thread what it had started
-// before it came here (PDEATHSIG), such as an OCI runtime at work.
-func serveMounts(mounts <-chan overlay) {
-	runtime.LockOSThread()
-	unshared := unix.Unshare(unix.CLONE_FS)
-	for m := range mounts {
-		if unshared != nil {
-			m.done <- fmt.Errorf("unshare: %w", unshared)
-			continue
+		links := int64(1)
+		if !d.IsDir() {
+			links = max(1, int64(st.Nlink)) // each of them counts its share
 		}
-		m.done <- m.mount()
-	}
+		sum += st.Blocks * blockSize / links
+		return nil
+	})
+	return sum
 }
 
-func (m overlay) mount() error {
-	if err := unix.Chdir(m.dir); err != nil {
-		return fmt.Errorf("enter %s: %w", m.dir, err)
-	}
-	// Not to keep the file system of a container that is gone.
-	defer func() { _ = unix.Chdir("/") }()
-	return unix.Mount("overlay", m.target, "overlay", 0, m.options)
-}
-
-// remove unmounts a container's file system and removes what it wrote. One that is
-// not there is no error.
-func (s *store) remove(id string) error {
-	base := s.container(id)
-	err := unix.Unmount(filepath.Join(base, "rootfs"), unix.MNT_DETACH)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount the file system of container %s: %w", id, err)
-	}
-	if err := os.RemoveAll(base); err != nil {
-		return fmt.Errorf("remove the file system of container %s: %w", id, err)
-	}
-	return nil
-}
+// blockSize is the unit of st_blocks, whatever the file system's (stat(2)).
+const blockSize = 512

@@ -4,8 +4,14 @@ package layers
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"io"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
 
 	runc "github.com/containerd/go-runc"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,6 +22,7 @@ import (
 	"github.com/husk-cri/husk/pkg/layerpull"
 	"github.com/husk-cri/husk/pkg/layerpull/keys"
 	"github.com/husk-cri/husk/pkg/layerpull/policy"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // ChildCommand is the first argument that makes a binary run [Child].
@@ -31,6 +38,9 @@ type Request struct {
 	OOMScoreAdj int
 	// Pull is what the child does.
 	Pull PullRequest
+	// Progress is told how far the pull is. Its calls do not overlap, and none comes
+	// after the pull; one that blocks holds it up. Zero: nobody is told.
+	Progress func(layerpull.Progress)
 }
 
 // PullRequest is what a child is asked to do. An empty path means the default of
@@ -38,6 +48,13 @@ type Request struct {
 type PullRequest struct {
 	// Reference is repo@digest.
 	Reference string `json:"reference"`
+	// Credentials are for the registry of the reference and this pull alone. Zero: the
+	// node's AuthFile.
+	Credentials registryauth.Open `json:"credentials,omitzero"`
+	// Timeout bounds the pull; StoreBytes bounds all layers of the store. Zero in
+	// either: layerpull's default.
+	Timeout    time.Duration `json:"timeout,omitempty"`
+	StoreBytes int64         `json:"storeBytes,omitempty"`
 	// StoreDir is where the layers go; TempDir, in it, is the child's TMPDIR.
 	StoreDir string `json:"storeDir"`
 	TempDir  string `json:"tempDir,omitempty"`
@@ -58,8 +75,17 @@ type PullRequest struct {
 
 // Image is what a pull left in the store.
 type Image struct {
-	// ManifestDigest is the digest of the manifest that was pulled.
-	ManifestDigest string `json:"manifestDigest"`
+	// ManifestDigest is the digest of the manifest that was pulled, and ImageID the
+	// image ID of the CRI.
+	ManifestDigest imageref.ManifestDigest `json:"manifestDigest"`
+	ImageID        imageref.ImageID        `json:"imageID"`
+	// Layers counts its layers, and Bytes is what they unpack to.
+	Layers int   `json:"layers"`
+	Bytes  int64 `json:"bytes"`
+	// PulledAt is when this store was done with it, by this pull or an earlier one, and
+	// Took how long that was.
+	PulledAt time.Time     `json:"pulledAt"`
+	Took     time.Duration `json:"took"`
 	// LayerDirs are the unpacked layers, the lowest first.
 	LayerDirs []string `json:"layerDirs"`
 	// RootDir is the one of them that gives "/" its mode and owner; empty is none.
@@ -68,9 +94,30 @@ type Image struct {
 	Config imgspec.Image `json:"config"`
 }
 
+// check refuses what only a child answers that was taken over: a container would get
+// the directories as its root.
+func (i Image) check(storeDir string) error {
+	if i.ManifestDigest.IsZero() || i.ImageID.IsZero() {
+		return errors.New("the child did not say which image it pulled")
+	}
+	if i.Layers < 0 || i.Bytes < 0 || i.Took < 0 {
+		return errors.New("the child answered a negative number")
+	}
+	for _, dir := range i.LayerDirs {
+		if !strings.HasPrefix(dir, storeDir+"/") || filepath.Clean(dir) != dir {
+			return errors.New("the child answered with a directory outside of the store")
+		}
+	}
+	if i.RootDir != "" && !slices.Contains(i.LayerDirs, i.RootDir) {
+		return errors.New("the child answered with a root that is no layer")
+	}
+	return nil
+}
+
 // Puller pulls an image into a store; it runs in the child.
 type Puller interface {
-	Pull(ctx context.Context, req PullRequest) (Image, error)
+	// Pull tells progress, which is never nil, how far it is.
+	Pull(ctx context.Context, req PullRequest, progress func(layerpull.Progress)) (Image, error)
 }
 
 // Runner starts children that pull.
@@ -78,35 +125,54 @@ type Runner struct {
 	// Monitor is the one that reaps the children of the calling process; nil is
 	// sandbox.Plain.
 	Monitor runc.ProcessMonitor
+	// Environ is the caller's environment, as of os.Environ; a child gets its proxies.
+	Environ []string
 }
 
 // Run runs a pull in a child and returns its answer. A canceled context kills the
-// child and everything it started.
+// child and everything it started. Errors repeat no credential of the request.
 func (r Runner) Run(ctx context.Context, req Request) (Image, error) {
+	op := "pull " + req.Pull.Reference + " in the sandbox"
 	// No home: nothing of a user of the host's is read.
 	env := []string{"HOME=/nonexistent"}
 	if req.Pull.TempDir != "" {
 		env = append(env, "TMPDIR="+req.Pull.TempDir)
 	}
 	req.Pull.UntrustedNetwork = req.Place.NetNS != ""
-	var image Image
-	err := sandbox.Runner{Monitor: r.Monitor}.Run(ctx, sandbox.Job{
+	job := sandbox.Job{
 		Command:     ChildCommand,
-		Op:          "pull " + req.Pull.Reference + " in the sandbox",
+		Op:          op,
 		Name:        req.Name,
 		Place:       req.Place,
 		OOMScoreAdj: req.OOMScoreAdj,
 		Env:         env,
-	}, req.Pull, &image)
+		Variables:   sandbox.Environment(r.Environ, req.Place),
+	}
+	if req.Progress != nil {
+		job.Progress = func(report json.RawMessage) {
+			var p layerpull.Progress
+			// A report that is none is of a child that was taken over: it has its own loss.
+			if json.Unmarshal(report, &p) == nil && min(int64(p.Layers), int64(p.LayersDone), p.Bytes, p.BytesDone) >= 0 {
+				req.Progress(p)
+			}
+		}
+	}
+	var image Image
+	err := sandbox.Runner{Monitor: r.Monitor}.Run(ctx, job, req.Pull, &image)
 	if err != nil {
-		return Image{}, err
+		return Image{}, registryauth.Credentials(req.Pull.Credentials).Scrub(err)
+	}
+	if err := image.check(req.Pull.StoreDir); err != nil {
+		return Image{}, errdefs.New(errdefs.Internal, op, err)
 	}
 	return image, nil
 }
 
 // Child is the body of a child that pulls; see [sandbox.Serve].
 func Child(ctx context.Context, in io.Reader, out io.Writer, puller Puller) error {
-	return sandbox.Serve(ctx, in, out, puller.Pull)
+	return sandbox.Serve(ctx, in, out, func(ctx context.Context, req PullRequest, report sandbox.Report) (Image, error) {
+		return puller.Pull(ctx, req, func(p layerpull.Progress) { report(p) })
+	})
 }
 
 // Layers is the [Puller] of package layerpull. Its zero value is ready.
@@ -115,15 +181,16 @@ type Layers struct{}
 var _ Puller = Layers{}
 
 // Pull implements [Puller].
-func (Layers) Pull(ctx context.Context, req PullRequest) (Image, error) {
+func (Layers) Pull(ctx context.Context, req PullRequest, progress func(layerpull.Progress)) (Image, error) {
+	op := "pull " + req.Reference
 	// Keys pass through this process, and the pod pays for its memory.
 	if err := keys.NoCoreDump(); err != nil {
-		return Image{}, errdefs.New(errdefs.Internal, "pull "+req.Reference, err)
+		return Image{}, errdefs.New(errdefs.Internal, op, err)
 	}
 	debug.SetMemoryLimit(layerpull.MemoryLimit)
 	ref, err := imageref.ParseReference(req.Reference)
 	if err != nil {
-		return Image{}, errdefs.New(errdefs.InvalidArgument, "pull "+req.Reference, err)
+		return Image{}, errdefs.New(errdefs.InvalidArgument, op, err)
 	}
 	store, err := layerpull.OpenStore(req.StoreDir)
 	if err != nil {
@@ -140,9 +207,34 @@ func (Layers) Pull(ctx context.Context, req PullRequest) (Image, error) {
 		CertsD:            req.CertsDir,
 		UntrustedNetwork:  req.UntrustedNetwork,
 		Rules:             req.Rules,
+		Credentials:       registryauth.Credentials(req.Credentials),
+		Progress:          progress,
+		Timeouts:          layerpull.Timeouts{Pull: req.Timeout},
+		Limits:            layerpull.Limits{StoreBytes: req.StoreBytes},
 	})
 	if err != nil {
 		return Image{}, err
 	}
-	return Image{ManifestDigest: image.Manifest.String(), LayerDirs: image.LayerDirs, RootDir: image.RootDir, Config: image.Config}, nil
+	pulled, err := find(store, ref)
+	if err != nil {
+		return Image{}, errdefs.New(errdefs.Internal, op, err)
+	}
+	return Image{
+		ManifestDigest: image.Manifest, ImageID: image.ConfigDigest.ImageID(), Layers: image.Layers, Bytes: image.Bytes,
+		PulledAt: pulled.PulledAt, Took: pulled.Took, LayerDirs: image.LayerDirs, RootDir: image.RootDir, Config: image.Config,
+	}, nil
+}
+
+// find returns what the store says of the image that was pulled as ref.
+func find(store *layerpull.Store, ref imageref.Reference) (layerpull.StoredImage, error) {
+	images, err := store.Images()
+	if err != nil {
+		return layerpull.StoredImage{}, err
+	}
+	for _, image := range images {
+		if image.Reference.Repository() == ref.Repository() && image.Reference.Digest() == ref.Digest() {
+			return image, nil
+		}
+	}
+	return layerpull.StoredImage{}, errors.New("the store does not have it")
 }

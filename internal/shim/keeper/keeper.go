@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -21,8 +22,10 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/shim/pod"
+	shimv1 "github.com/husk-cri/husk/pkg/api/shim/v1"
 )
 
 const (
@@ -45,22 +48,32 @@ const (
 	AliveFD
 )
 
+var errOrphan = errors.New("its keeper was killed with it")
+
 // Keeper keeps one pod.
 type Keeper struct {
 	// Pod is the pod.
 	Pod pod.Pod
-	// Shim starts the shim; the keeper adds the descriptors.
+	// Shim starts the shim; the keeper adds the descriptors. Nil is for a pod whose shim
+	// is gone, and whose keeper was, too.
 	Shim *exec.Cmd
 }
 
 // Run serves CRI-O on the inherited socket until the pod is gone.
 func (k Keeper) Run(ctx context.Context) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE) // CRI-O's session and its log are not ours to die with
+	// The credentials of pulls pass through this process.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
 	syscall.CloseOnExec(SocketFD)
 	public := os.NewFile(SocketFD, "shim.sock")
 	listener, err := net.FileListener(public)
 	if err != nil {
 		return fmt.Errorf("take over the pod's socket: %w", err)
+	}
+	if k.Shim == nil {
+		return k.adopt(ctx, listener)
 	}
 	service, err := k.listen()
 	if err != nil {
@@ -76,6 +89,34 @@ func (k Keeper) Run(ctx context.Context) error {
 	go func() { log.G(ctx).WithError(relay.Serve(ctx, listener)).Error("the pod's socket failed") }()
 	shimErr := k.Shim.Wait()
 	if err := k.survive(ctx, dead, shimErr); err != nil {
+		return err
+	}
+	return k.Pod.Remove()
+}
+
+// adopt answers for a pod whose shim is gone. CRI-O's connections were the former
+// keeper's and are lost: the first calls are those of a CRI-O that was restarted.
+func (k Keeper) adopt(ctx context.Context, listener net.Listener) error {
+	records, err := k.Pod.List()
+	if err != nil {
+		return err
+	}
+	// CRI-O removes the bundle with its own record of a container: nobody will ask.
+	for _, r := range records {
+		if _, err := os.Stat(r.Bundle); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := errors.Join(r.Destroy(ctx), k.Pod.Drop(r.ID)); err != nil {
+			log.G(ctx).WithError(err).Error("clean up a container that CRI-O does not know")
+		}
+	}
+	dead := make(chan struct{})
+	go func() {
+		<-dead // until then who connects waits
+		relay := Relay{Dial: k.dial, Dead: dead}
+		log.G(ctx).WithError(relay.Serve(ctx, listener)).Error("the pod's socket failed")
+	}()
+	if err := k.survive(ctx, dead, errOrphan); err != nil {
 		return err
 	}
 	return k.Pod.Remove()
@@ -139,7 +180,11 @@ func (k Keeper) survive(ctx context.Context, dead chan struct{}, shimErr error) 
 		})
 	}
 	wg.Wait()
-	if err := os.Remove(k.Pod.TaskSocket()); err != nil {
+	// Layers on a disk must not wait there until CRI-O deletes the pod.
+	if err := k.Pod.RemoveStore(); err != nil {
+		log.G(ctx).WithError(err).Error("clean up after the shim")
+	}
+	if err := os.Remove(k.Pod.TaskSocket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("take the place of the task service: %w", err)
 	}
 	listener, err := k.listen()
@@ -153,6 +198,7 @@ func (k Keeper) survive(ctx context.Context, dead chan struct{}, shimErr error) 
 	}
 	empty := make(chan struct{})
 	taskapi.RegisterTaskService(server, &afterlife{pod: k.Pod, died: died, empty: sync.OnceFunc(func() { close(empty) })})
+	shimv1.RegisterImagesService(server, lostImages{k.Pod.ID()})
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(ctx, listener) }()
 	close(dead)

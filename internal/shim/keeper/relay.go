@@ -97,7 +97,7 @@ func (r Relay) relay(ctx context.Context, client net.Conn) error {
 	}
 }
 
-// forward passes messages of the client on until it leaves.
+// forward passes requests of the client on until it leaves, or sends something else.
 func (l *link) forward() {
 	in := bufio.NewReader(l.client)
 	for {
@@ -105,10 +105,13 @@ func (l *link) forward() {
 		if err != nil {
 			return
 		}
-		l.mu.Lock()
-		if f.opens() {
-			l.open[f.stream()] = f
+		if !f.opens() {
+			// No service takes a stream from its client, and a message to a stream that is
+			// not open makes ttrpc's server panic.
+			return
 		}
+		l.mu.Lock()
+		l.open[f.stream()] = f
 		// A write that fails is not the end: backward sees the broken connection too,
 		// and a request is put again.
 		_, _ = l.service.Write(f)

@@ -1,8 +1,8 @@
 // Package pod names the files that a pod's shim keeps on the host, and holds what
 // must be known of its containers when the shim itself is gone.
 //
-// A pod's directory holds no layer data: the store is an empty directory on which
-// the shim mounts a tmpfs in its own mount namespace.
+// A pod's directory holds no layer data: the store is an empty directory on which the
+// shim mounts a tmpfs, or a directory of a disk, in its own mount namespace.
 package pod
 
 import (
@@ -84,6 +84,11 @@ func (p Pod) TaskSocket() string { return filepath.Join(p.dir, "task.sock") }
 // Store returns the directory on which the shim mounts the pod's store.
 func (p Pod) Store() string { return filepath.Join(p.dir, "store") }
 
+// Rootfs returns the directory that user namespaces can enter: a container's own root
+// cannot search the pod's directory. The shim covers it, in its own mount namespace, with
+// the root file systems of such containers; on the host it is empty, and all pods share it.
+func (p Pod) Rootfs() string { return filepath.Dir(filepath.Dir(p.dir)) + "-rootfs" }
+
 func (p Pod) records() string { return filepath.Join(p.dir, "containers") }
 
 // Create makes the pod's directories.
@@ -96,13 +101,17 @@ func (p Pod) Create() error {
 	return nil
 }
 
-// Remove removes the pod's directory. Its store must not be mounted where the
-// caller sees it.
+// Remove removes the pod's directory, and its store on disk if it has one. The store
+// must not be mounted where the caller sees it.
 func (p Pod) Remove() error {
 	// Not RemoveAll on the store: were it mounted here, that would delete layers
 	// which the pod still runs on.
 	if err := os.Remove(p.Store()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the store of pod %s: %w", p.id, err)
+	}
+	// Before the directory, which says where it is.
+	if err := p.RemoveStore(); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(p.dir); err != nil {
 		return fmt.Errorf("remove the state of pod %s: %w", p.id, err)

@@ -3,6 +3,7 @@ package pod_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	. "github.com/onsi/gomega"
 
+	"github.com/husk-cri/husk/internal/sandbox"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
@@ -148,6 +150,53 @@ func TestDestroyNamesTheContainer(t *testing.T) {
 	r := pod.Record{ID: "c1", Runtime: script, RuntimeRoot: "/root dir"}
 	g.Expect(r.Destroy(t.Context())).To(MatchError(And(ContainSubstring("c1"), ContainSubstring("no such thing"))))
 	g.Expect(os.ReadFile(script + ".args")).To(Equal([]byte("--root /root dir delete --force c1\n")))
+}
+
+func TestImagesOfARecord(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	p := newPod(t)
+	image := func(name string) pod.Image {
+		i := pod.Image{Reference: name, PulledAt: time.Now().UTC().Round(0)}
+		hex := strings.Repeat("a", 64)
+		g.Expect(i.ManifestDigest.UnmarshalText([]byte("sha256:" + hex))).To(Succeed())
+		g.Expect(i.ImageID.UnmarshalText([]byte(hex))).To(Succeed())
+		return i
+	}
+	main, first, second := image("main"), image("first"), image("second")
+	r := pod.Record{ID: "c1"}.On(main).On(first)
+	g.Expect(p.Put(r.On(second))).To(Succeed())
+	back, err := p.Get("c1")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(back.Image).To(Equal(&main))
+	g.Expect(back.ImageMounts).To(Equal([]pod.Image{first, second}))
+	g.Expect(r.ImageMounts).To(HaveLen(1), "a copy")
+}
+
+// The groups of pulls that were at work when a shim died go with its sandbox.
+func TestDestroyRemovesTheGroupsOfPulls(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	g := NewWithT(t)
+	id := strings.Repeat("b", 32)
+	parent := "/husk-test-destroy-" + strconv.Itoa(os.Getpid())
+	for slot := range pod.MaxPulls {
+		err := sandbox.MakeCgroup(parent + "/husk-" + pod.PullName(id, slot))
+		if err != nil && strings.Contains(err.Error(), "read-only") {
+			t.Skip("needs a writable cgroup file system")
+		}
+		g.Expect(err).NotTo(HaveOccurred())
+	}
+	g.Expect(pod.Record{ID: id, Runtime: "/bin/true", Cgroup: parent + "/crio-x"}.Destroy(t.Context())).To(Succeed())
+	g.Expect(sandbox.HasCgroup(parent+"/husk-"+pod.PullName(id, 0))).To(BeTrue(), "not those of the pod's other containers")
+	g.Expect(pod.Record{ID: id, Sandbox: true, Runtime: "/bin/true", Cgroup: parent + "/crio-x"}.Destroy(t.Context())).To(Succeed())
+	for slot := range pod.MaxPulls {
+		g.Expect(sandbox.HasCgroup(parent + "/husk-" + pod.PullName(id, slot))).To(BeFalse())
+	}
+	// It is named as a pull's own is, so that it can be removed in the same way.
+	g.Expect(sandbox.RemoveCgroup(t.Context(), "/crio-x", strings.TrimPrefix(parent, "/husk-"))).To(Succeed())
 }
 
 func TestReadFileFailsInsteadOfTruncating(t *testing.T) {

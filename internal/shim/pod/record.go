@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/husk-cri/husk/internal/sandbox"
+	"github.com/husk-cri/husk/pkg/imageref"
 )
 
 // KilledStatus is the exit status of a container that went down with its shim: 128
@@ -41,12 +43,46 @@ type Record struct {
 	Stdout   string `json:"stdout,omitempty"`
 	Stderr   string `json:"stderr,omitempty"`
 	Terminal bool   `json:"terminal,omitempty"`
+	// Image is what the container runs from; nil for the pause container, and before it
+	// is pulled. ImageMounts are the images that are mounted into it.
+	Image       *Image  `json:"image,omitempty"`
+	ImageMounts []Image `json:"imageMounts,omitempty"`
 	// Pid is the container's first process; 0 before it is created.
 	Pid uint32 `json:"pid,omitempty"`
 	// ExitedAt and ExitStatus are set once that process has ended.
 	ExitedAt   time.Time `json:"exitedAt,omitzero"`
 	ExitStatus uint32    `json:"exitStatus,omitempty"`
 }
+
+// Image is an image that was pulled inside the pod's sandbox.
+type Image struct {
+	// Reference is repository@digest, as it was pulled.
+	Reference string `json:"reference"`
+	// ManifestDigest is the digest of the manifest, and ImageID the image ID of the CRI.
+	ManifestDigest imageref.ManifestDigest `json:"manifestDigest"`
+	ImageID        imageref.ImageID        `json:"imageID"`
+	// PulledAt is when the pod's store was done with it.
+	PulledAt time.Time `json:"pulledAt"`
+}
+
+// On returns r as of a container that is on one more image: the first is the one it
+// runs from, the others are mounted into it.
+func (r Record) On(image Image) Record {
+	if r.Image == nil {
+		r.Image = &image
+		return r
+	}
+	r.ImageMounts = append(slices.Clone(r.ImageMounts), image)
+	return r
+}
+
+// MaxPulls is how many images a pod's shim pulls at once, beside those that a container
+// is being created from. Each takes up to 64 MiB of the pod's memory.
+const MaxPulls = 2
+
+// PullName names the child, and so its cgroup, of one of [MaxPulls] pulls of a pod.
+// Another pod may be in the same cgroup.
+func PullName(sandboxID string, slot int) string { return fmt.Sprintf("%s-pull-%d", sandboxID, slot) }
 
 // Exited returns r as of a container that ended now, unless it had ended before.
 func (r Record) Exited(at time.Time, status uint32) Record {
@@ -67,8 +103,17 @@ func (r Record) Destroy(ctx context.Context) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		errs = append(errs, fmt.Errorf("delete container %s: %w: %.500s", r.ID, err, out))
 	}
-	if r.Cgroup != "" {
-		errs = append(errs, sandbox.RemoveCgroup(ctx, r.Cgroup, r.ID))
+	if r.Cgroup == "" {
+		return errors.Join(errs...)
+	}
+	names := []string{r.ID}
+	for slot := range MaxPulls {
+		if r.Sandbox {
+			names = append(names, PullName(r.ID, slot))
+		}
+	}
+	for _, name := range names {
+		errs = append(errs, sandbox.RemoveCgroup(ctx, r.Cgroup, name))
 	}
 	return errors.Join(errs...)
 }

@@ -50,6 +50,9 @@ func containerCommands() []*cli.Command {
 			},
 		},
 		execCommand(),
+		attachCommand(),
+		updateCommand(),
+		checkpointCommand(),
 	}
 }
 

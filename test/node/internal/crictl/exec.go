@@ -96,5 +96,8 @@ func stream(ctx context.Context, c *cli.Context, address string, tty bool) error
 	if c.Bool("interactive") {
 		opts.Stdin = os.Stdin
 	}
+	if tty {
+		opts.TerminalSizeQueue = terminalSizes(ctx)
+	}
 	return executor.StreamWithContext(ctx, opts)
 }
