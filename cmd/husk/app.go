@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/husk-cri/husk/internal/config"
+	"github.com/husk-cri/husk/internal/sandboxes"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -34,7 +35,8 @@ func newApp() *cli.App {
 		},
 		Description: "husk serve stands in front of CRI-O. For pods whose runtime handler has " +
 			"runtime_pull_image = true it fetches an image's manifest and config and nothing else; " +
-			"the runtime pulls the layers inside the pod. The other commands look at the records it keeps.\n\n" +
+			"the runtime pulls the layers inside the pod. The other commands look at the records it keeps, and at what " +
+			"the pods have pulled.\n\n" +
 			"Exit codes: 0 done; 1 failed, or check found something that is left; 3 image or record not found; 4 refused " +
 			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable.\n\n" +
 			"Files: /etc/husk/husk.toml (or $HUSK_CONFIG) is Husk's configuration, and may be missing; " +
@@ -45,10 +47,11 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			serveCommand(),
 			pullCommand(),
-			imagesCommand(),
+			pullsCommand(sandboxes.Client{}),
+			imagesCommand(sandboxes.Client{}),
 			inspectCommand(),
 			resolveCommand(),
-			rmCommand(),
+			rmCommand(sandboxes.Client{}),
 			checkCommand(),
 			guestCommand(),
 			configCommand(),

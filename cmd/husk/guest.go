@@ -42,8 +42,11 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "bundle-parent", Value: guest.DefaultBundleParent, Usage: "make bundles below `DIR` only"},
 		&cli.StringFlag{Name: "run-dir", Value: guest.DefaultRunDir, Usage: "keep files with credentials in `DIR`, a tmpfs"},
 		&cli.StringFlag{Name: "keys-dir", Usage: "open encrypted layers with the private keys in `DIR`"},
-		&cli.StringFlag{Name: "key-providers", Usage: "ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers"},
-		&cli.StringFlag{Name: "cdh-socket", Usage: "fetch kbs:// resources from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull"},
+		&cli.StringFlag{
+			Name: "key-providers", EnvVars: []string{"OCICRYPT_KEYPROVIDER_CONFIG"},
+			Usage: "ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers; without it, the Confidential Data Hub",
+		},
+		&cli.StringFlag{Name: "cdh-socket", Usage: "fetch kbs:// resources and keys from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull"},
 		&cli.StringFlag{Name: "aa-socket", Value: guest.DefaultAASocket, Usage: "have each pull measured by the attestation agent at `SOCKET`, where there is one"},
 	)
 }
@@ -57,13 +60,19 @@ func guestStoreFlags() []cli.Flag {
 	}
 }
 
-func newGuest(c *cli.Context) *guest.Guest {
-	return guest.New(guest.Options{
+func newGuest(c *cli.Context) *guest.Guest { return guest.New(guestOptions(c)) }
+
+func guestOptions(c *cli.Context) guest.Options {
+	var handler slog.Handler = slog.NewTextHandler(c.App.ErrWriter, nil)
+	if c.String("progress") == progressJSON {
+		handler = slog.NewJSONHandler(c.App.ErrWriter, nil)
+	}
+	return guest.Options{
 		Config: c.String("cdh-config"), Cmdline: c.String("kernel-parameters"), WorkDir: c.String("work-dir"),
 		RunDir: c.String("run-dir"), BundleParent: c.String("bundle-parent"), KeysDir: c.String("keys-dir"), KeyProviders: c.String("key-providers"),
 		CDHSocket: c.String("cdh-socket"), AASocket: c.String("aa-socket"),
-		Log: slog.New(slog.NewTextHandler(c.App.ErrWriter, nil)),
-	})
+		Log: slog.New(handler),
+	}
 }
 
 func guestServeCommand() *cli.Command {
@@ -98,20 +107,22 @@ func guestPullCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "pull",
 		Usage:     "pull an image as serve does",
-		UsageText: "husk guest pull [options] REFERENCE",
+		UsageText: "husk guest pull [options] REFERENCE|oci:DIR[:TAG]|oci-archive:FILE[:TAG]",
 		Description: "Layers that are there are not fetched again; a reference with a digest that was pulled before needs no " +
-			"network. Prints the digest of the manifest; on a terminal, what it cost goes to standard error.",
+			"network. Prints the digest of the manifest; how far it is, and what it cost, goes to standard error.",
 		Flags: append(guestFlags(),
-			&cli.StringFlag{Name: "bundle", Usage: "make a bundle at `PATH`, which stays"}, formatFlag(formatText)),
+			&cli.StringFlag{Name: "bundle", Usage: "make a bundle at `PATH`, which stays"}, progressFlag(), formatFlag(formatText)),
 		Action: func(c *cli.Context) (err error) {
 			name, err := oneArg(c, "a reference")
 			if err != nil {
 				return err
 			}
-			g := newGuest(c)
+			options := guestOptions(c)
+			options.Locations = true
+			g := guest.New(options)
 			defer func() { err = errors.Join(err, g.Forget()) }()
-			done := progress(c, "pulling "+name)
-			pulled, err := g.Pull(c.Context, name, c.String("bundle"))
+			tell, done := layerProgress(c, "pulling "+name)
+			pulled, err := g.Pull(c.Context, name, c.String("bundle"), tell)
 			done(fmt.Sprintf("%d of %d layers, %s fetched", pulled.FetchedLayers, pulled.Layers, humanBytes(pulled.FetchedBytes)), err)
 			if err != nil {
 				return err
@@ -159,9 +170,9 @@ func guestImagesCommand() *cli.Command {
 			return show(c, list, func(w io.Writer) error {
 				rows := make([][]string, 0, len(list))
 				for _, p := range list {
-					rows = append(rows, []string{p.Reference, fmt.Sprintf("%.12s", p.ImageID), strconv.Itoa(p.Layers), p.PulledAt.Format(time.RFC3339)})
+					rows = append(rows, []string{p.Reference, fmt.Sprintf("%.12s", p.ImageID), strconv.Itoa(p.Layers), humanBytes(p.Bytes), p.PulledAt.Format(time.RFC3339)})
 				}
-				return printTable(w, []string{"REFERENCE", "IMAGE ID", "LAYERS", "PULLED"}, rows)
+				return printTable(w, []string{"REFERENCE", "IMAGE ID", "LAYERS", "SIZE", "PULLED"}, rows)
 			})
 		},
 	}

@@ -6,16 +6,28 @@ import (
 	"strconv"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/husk-cri/husk/internal/sandboxes"
 )
 
-func imagesCommand() *cli.Command {
+func imagesCommand(pods sandboxes.Client) *cli.Command {
 	return &cli.Command{
 		Name:      "images",
-		Usage:     "list the layer-less images of this node",
-		UsageText: "husk images [--format text|json|TEMPLATE]",
-		Flags:     []cli.Flag{formatFlag(formatText)},
-		Before:    noArgs,
-		Action:    images,
+		Usage:     "list the layer-less images of this node, or the images in its pods",
+		UsageText: "husk images [--sandboxes] [--format text|json|TEMPLATE]",
+		Description: "With --sandboxes the pods' shims are asked for the images in their stores: " +
+			"which pod holds which image, how many bytes unpacked, since when. Pods whose shim does not answer are named on standard error.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "sandboxes", Usage: "list what the pods have pulled"},
+			formatFlag(formatText),
+		},
+		Before: noArgs,
+		Action: func(c *cli.Context) error {
+			if c.Bool("sandboxes") {
+				return sandboxImages(c, pods)
+			}
+			return images(c)
+		},
 	}
 }
 

@@ -60,17 +60,22 @@ func parseFormat(format string) (*template.Template, error) {
 // show prints v as --format says: for people by text, as JSON, or by a template. A
 // template is applied to each element of a slice, and each result ends its line.
 func show(c *cli.Context, v any, text func(io.Writer) error) error {
+	return showOn(c, c.App.Writer, v, text)
+}
+
+// showOn is show on a writer.
+func showOn(c *cli.Context, w io.Writer, v any, text func(io.Writer) error) error {
 	switch format := c.String("format"); format {
 	case formatText:
-		return text(c.App.Writer)
+		return text(w)
 	case formatJSON:
-		return printJSON(c.App.Writer, v)
+		return printJSON(w, v)
 	default:
 		t, err := parseFormat(format)
 		if err != nil {
 			return err
 		}
-		return printTemplate(c.App.Writer, t, v)
+		return printTemplate(w, t, v)
 	}
 }
 

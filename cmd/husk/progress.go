@@ -30,6 +30,11 @@ func progress(c *cli.Context, what string) (done func(summary string, err error)
 
 // draw draws the line on a terminal.
 func draw(w io.Writer, what string, start time.Time) (done func(summary string, err error)) {
+	return drawLive(w, what, func() string { return what }, start)
+}
+
+// drawLive draws a line that changes, asking for it each time.
+func drawLive(w io.Writer, what string, line func() string, start time.Time) (done func(summary string, err error)) {
 	const clear = "\r\x1b[K"
 	stop := make(chan struct{})
 	var drawing sync.WaitGroup
@@ -43,7 +48,7 @@ func draw(w io.Writer, what string, start time.Time) (done func(summary string, 
 			case <-wait.C:
 			}
 			// A terminal that is gone is nobody's loss.
-			_, _ = fmt.Fprintf(w, "%s%s (%.1fs)", clear, what, time.Since(start).Seconds())
+			_, _ = fmt.Fprintf(w, "%s%s (%.1fs)", clear, line(), time.Since(start).Seconds())
 			wait.Reset(progressStep)
 		}
 	})

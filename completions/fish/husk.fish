@@ -2,7 +2,7 @@
 
 function __fish_husk_no_subcommand --description 'Test if there has been any subcommand yet'
     for i in (commandline -opc)
-        if contains -- $i serve pull images inspect resolve rm check guest serve pull inspect images config version completion help h help h
+        if contains -- $i serve pull pulls images inspect resolve rm check guest serve pull inspect images config version completion help h help h
             return 1
         end
     end
@@ -22,8 +22,13 @@ complete -c husk -n '__fish_seen_subcommand_from pull' -f -l username -s u -r -d
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l password-stdin -d 'read the password from standard input'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l namespace -r -d 'apply the signature policy of a Kubernetes `NAMESPACE`'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l format -r -d 'print as `FORMAT`: text, json, or a Go template with json\'s names in camel case, such as \'{{.ImageID}}\''
+complete -c husk -n '__fish_seen_subcommand_from pulls' -f -l help -s h -d 'show help'
+complete -r -c husk -n '__fish_husk_no_subcommand' -a 'pulls' -d 'list the pulls of layers that are under way in the pods of this node'
+complete -c husk -n '__fish_seen_subcommand_from pulls' -f -l watch -s w -d 'look again every second, until interrupted'
+complete -c husk -n '__fish_seen_subcommand_from pulls' -f -l format -r -d 'print as `FORMAT`: text, json, or a Go template with json\'s names in camel case, such as \'{{.ImageID}}\''
 complete -c husk -n '__fish_seen_subcommand_from images' -f -l help -s h -d 'show help'
-complete -r -c husk -n '__fish_husk_no_subcommand' -a 'images' -d 'list the layer-less images of this node'
+complete -r -c husk -n '__fish_husk_no_subcommand' -a 'images' -d 'list the layer-less images of this node, or the images in its pods'
+complete -c husk -n '__fish_seen_subcommand_from images' -f -l sandboxes -d 'list what the pods have pulled'
 complete -c husk -n '__fish_seen_subcommand_from images' -f -l format -r -d 'print as `FORMAT`: text, json, or a Go template with json\'s names in camel case, such as \'{{.ImageID}}\''
 complete -c husk -n '__fish_seen_subcommand_from inspect' -f -l help -s h -d 'show help'
 complete -r -c husk -n '__fish_husk_no_subcommand' -a 'inspect' -d 'show layer-less images as JSON, with digests, config and references'
@@ -34,6 +39,7 @@ complete -c husk -n '__fish_seen_subcommand_from resolve' -f -l runtime-handler 
 complete -c husk -n '__fish_seen_subcommand_from resolve' -f -l format -r -d 'print as `FORMAT`: text, json, or a Go template with json\'s names in camel case, such as \'{{.ImageID}}\''
 complete -c husk -n '__fish_seen_subcommand_from rm' -f -l help -s h -d 'show help'
 complete -r -c husk -n '__fish_husk_no_subcommand' -a 'rm' -d 'remove a layer-less image: by ID with all its references, by reference only that one'
+complete -c husk -n '__fish_seen_subcommand_from rm' -f -l sandbox -r -d 'remove it from the pod whose sandbox `ID` begins so (crictl pods)'
 complete -c husk -n '__fish_seen_subcommand_from check' -f -l help -s h -d 'show help'
 complete -r -c husk -n '__fish_husk_no_subcommand' -a 'check' -d 'look for damaged, left-over and unused records, and repair them'
 complete -c husk -n '__fish_seen_subcommand_from check' -f -l repair -d 'mend or remove what is found'
@@ -48,8 +54,8 @@ complete -c husk -n '__fish_seen_subcommand_from serve' -f -l work-dir -r -d 'ke
 complete -c husk -n '__fish_seen_subcommand_from serve' -f -l bundle-parent -r -d 'make bundles below `DIR` only'
 complete -c husk -n '__fish_seen_subcommand_from serve' -f -l run-dir -r -d 'keep files with credentials in `DIR`, a tmpfs'
 complete -c husk -n '__fish_seen_subcommand_from serve' -f -l keys-dir -r -d 'open encrypted layers with the private keys in `DIR`'
-complete -c husk -n '__fish_seen_subcommand_from serve' -f -l key-providers -r -d 'ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers'
-complete -c husk -n '__fish_seen_subcommand_from serve' -f -l cdh-socket -r -d 'fetch kbs:// resources from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull'
+complete -c husk -n '__fish_seen_subcommand_from serve' -f -l key-providers -r -d 'ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers; without it, the Confidential Data Hub'
+complete -c husk -n '__fish_seen_subcommand_from serve' -f -l cdh-socket -r -d 'fetch kbs:// resources and keys from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull'
 complete -c husk -n '__fish_seen_subcommand_from serve' -f -l aa-socket -r -d 'have each pull measured by the attestation agent at `SOCKET`, where there is one'
 complete -c husk -n '__fish_seen_subcommand_from serve' -f -l socket -r -d 'listen at `SOCKET`'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l help -s h -d 'show help'
@@ -60,10 +66,11 @@ complete -c husk -n '__fish_seen_subcommand_from pull' -f -l work-dir -r -d 'kee
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l bundle-parent -r -d 'make bundles below `DIR` only'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l run-dir -r -d 'keep files with credentials in `DIR`, a tmpfs'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l keys-dir -r -d 'open encrypted layers with the private keys in `DIR`'
-complete -c husk -n '__fish_seen_subcommand_from pull' -f -l key-providers -r -d 'ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers'
-complete -c husk -n '__fish_seen_subcommand_from pull' -f -l cdh-socket -r -d 'fetch kbs:// resources from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull'
+complete -c husk -n '__fish_seen_subcommand_from pull' -f -l key-providers -r -d 'ask the key providers of `FILE`, an ocicrypt_keyprovider.conf, for keys of encrypted layers; without it, the Confidential Data Hub'
+complete -c husk -n '__fish_seen_subcommand_from pull' -f -l cdh-socket -r -d 'fetch kbs:// resources and keys from the Confidential Data Hub at `SOCKET`, and forward to it what is no image pull'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l aa-socket -r -d 'have each pull measured by the attestation agent at `SOCKET`, where there is one'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l bundle -r -d 'make a bundle at `PATH`, which stays'
+complete -c husk -n '__fish_seen_subcommand_from pull' -f -l progress -r -d 'show on standard error how far it is as `KIND`: auto (a bar, on a terminal), json (lines of JSON, the log\'s too) or none'
 complete -c husk -n '__fish_seen_subcommand_from pull' -f -l format -r -d 'print as `FORMAT`: text, json, or a Go template with json\'s names in camel case, such as \'{{.ImageID}}\''
 complete -c husk -n '__fish_seen_subcommand_from inspect' -f -l help -s h -d 'show help'
 complete -r -c husk -n '__fish_seen_subcommand_from guest' -a 'inspect' -d 'show an image of this guest as JSON, with its config'

@@ -22,6 +22,9 @@ const (
 
 	defaultMaxPulls    = 16
 	defaultPullTimeout = 2 * time.Minute
+	// defaultLayerPullTimeout is what a model of tens of gigabytes takes at 25 MB/s: kubelet
+	// sets no deadline, and a pod must not wait for ever for a registry that trickles.
+	defaultLayerPullTimeout = 30 * time.Minute
 )
 
 // Config is the daemon's configuration. What each field means is said once, in the
@@ -46,6 +49,8 @@ type Config struct {
 	MaxPulls int `toml:"max_pulls" json:"max_pulls"`
 	// PullTimeout bounds one metadata pull.
 	PullTimeout Duration `toml:"pull_timeout" json:"pull_timeout"`
+	// LayerPullTimeout bounds one pull of layers in a pod.
+	LayerPullTimeout Duration `toml:"layer_pull_timeout" json:"layer_pull_timeout"`
 	// MetricsListen is "unix:///PATH" or a loopback "HOST:PORT". Zero: no metrics are served.
 	MetricsListen string `toml:"metrics_listen" json:"metrics_listen"`
 	// RecordTTL is how long a record stays that nothing uses. Zero: for ever.
@@ -102,5 +107,8 @@ func (c *Config) defaults() {
 	}
 	if c.PullTimeout.Duration == 0 {
 		c.PullTimeout.Duration = defaultPullTimeout
+	}
+	if c.LayerPullTimeout.Duration == 0 {
+		c.LayerPullTimeout.Duration = defaultLayerPullTimeout
 	}
 }

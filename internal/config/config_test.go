@@ -43,12 +43,13 @@ func TestEveryFieldHasAUsableZero(t *testing.T) {
 	g.Expect(c.CrioConfig).To(Equal("/etc/crio/crio.conf"))
 	g.Expect(c.MaxPulls).To(Equal(16))
 	g.Expect(c.PullTimeout.Duration).To(Equal(2 * time.Minute))
+	g.Expect(c.LayerPullTimeout.Duration).To(Equal(30 * time.Minute))
 	g.Expect(c.MetricsListen).To(BeEmpty())
 	g.Expect(c.RecordTTL).To(BeZero())
 	g.Expect(c.PinDigest("husk")).To(BeTrue())
 
 	// Saying the zero is saying nothing, so that a drop-in can take a value back.
-	zero, err := load(t, "listen = \"\"\nhandover_socket = \"\"\nmax_pulls = 0\npull_timeout = \"0s\"\nrecord_ttl = \"0s\"\n")
+	zero, err := load(t, "listen = \"\"\nhandover_socket = \"\"\nmax_pulls = 0\npull_timeout = \"0s\"\nlayer_pull_timeout = \"0s\"\nrecord_ttl = \"0s\"\n")
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(zero).To(Equal(c))
 }
@@ -59,6 +60,7 @@ func TestLoad(t *testing.T) {
 	c, err := load(t, `
 listen = "unix:///run/a.sock"
 pull_timeout = "30s"
+layer_pull_timeout = "3h"
 record_ttl = "720h"
 metrics_listen = "127.0.0.1:9091"
 [handlers.kata]
@@ -72,6 +74,7 @@ max_image_size = 1000
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(c.Listen).To(Equal("/run/a.sock"))
 	g.Expect(c.PullTimeout.Duration).To(Equal(30 * time.Second))
+	g.Expect(c.LayerPullTimeout.Duration).To(Equal(3 * time.Hour))
 	g.Expect(c.RecordTTL.Duration).To(Equal(720 * time.Hour))
 	g.Expect(c.MetricsListen).To(Equal("127.0.0.1:9091"))
 	g.Expect(c.PinDigest("kata")).To(BeFalse())

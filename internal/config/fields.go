@@ -40,6 +40,7 @@ func Fields() []Field {
 		{"assume_handler", "show this runtime handler's images to presence checks that name no handler; for nodes where every pod uses it", "CRI-O's images are shown", `"husk"`, false},
 		{"max_pulls", "how many metadata pulls run at once; others wait", "16", "16", false},
 		{"pull_timeout", "how long one metadata pull may take", "2m", `"2m"`, false},
+		{"layer_pull_timeout", "how long a pod may take to pull the layers of one image", "30m", `"30m"`, false},
 		{"record_ttl", "remove records of images that were not pulled for this long and that no container uses", "records stay", `"720h"`, false},
 		{"metrics_listen", "address of the Prometheus metrics: a socket or a port of the loopback interface, nothing else", "none are served", `"unix:///run/husk/metrics.sock"`, true},
 		{"log_level", "what is logged: debug, info, warn or error", "info", `"info"`, false},

@@ -124,7 +124,13 @@ func (h Handler) GuestPull() bool { return h.PullImage && h.Type == runtimeTypeV
 
 // ResolvesNames reports whether the runtime looks user and group names up in the
 // image's own files, as Husk's shim does and Kata's agent does not.
-func (h Handler) ResolvesNames() bool { return filepath.Base(h.Path) == huskShim }
+func (h Handler) ResolvesNames() bool { return h.isHusk() }
+
+// PullsLayers reports whether the shims of this handler pull an image's layers when they
+// are asked to, before a container is made of it (pkg/api/shim/v1). Only Husk's do.
+func (h Handler) PullsLayers() bool { return h.GuestPull() && h.isHusk() }
+
+func (h Handler) isHusk() bool { return filepath.Base(h.Path) == huskShim }
 
 // Image holds the settings of [crio.image] that decide what may be pulled from where.
 type Image struct {

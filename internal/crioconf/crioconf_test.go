@@ -76,6 +76,11 @@ runtime_type = "oci"
 	g.Expect(c.GuestPullHandlers()).To(Equal([]string{"husk", "kata"}))
 	g.Expect(c.Handlers["husk"].ResolvesNames()).To(BeTrue())
 	g.Expect(c.Handlers["kata"].ResolvesNames()).To(BeFalse())
+	g.Expect(c.Handlers["husk"].PullsLayers()).To(BeTrue())
+	g.Expect(c.Handlers["kata"].PullsLayers()).To(BeFalse())
+	full := c.Handlers["husk"]
+	full.PullImage = false
+	g.Expect(full.PullsLayers()).To(BeFalse(), "CRI-O has pulled them")
 	g.Expect(c.Image.GlobalAuthFile).To(Equal("/auth.json"))
 	g.Expect(c.Image.SignaturePolicyDir).To(Equal("/etc/crio/policies"))
 	g.Expect(c.Image.ImageVolumes).To(Equal("mkdir"))

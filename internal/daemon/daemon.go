@@ -29,6 +29,7 @@ type daemon struct {
 	now     atomic.Pointer[Settings]
 	started *Settings // the first ones: what cannot be changed any more is theirs
 	flights manifestonly.Flights
+	fetches atomic.Uint64 // how many have begun: see alone
 	level   slog.LevelVar
 	log     *slog.Logger
 	metrics *metrics.Metrics
@@ -50,7 +51,7 @@ func (s *Settings) Handler(name string) (front.Handler, bool) {
 	own := s.Config.Handlers[name]
 	return front.Handler{
 		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !s.Config.PinDigest(name),
-		PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
+		PullsLayers: conf.PullsLayers(), PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
 	}, ok
 }
 
@@ -86,6 +87,62 @@ func (d *daemon) PullAt(ctx context.Context, at front.Place, req manifestonly.Re
 	})
 }
 
+// Fetch implements front.Puller.
+func (d *daemon) Fetch(ctx context.Context, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
+	s, kept := d.now.Load(), &uncommitted{Store: d.store}
+	result, err := d.alone(ctx, s, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
+		return manifestonly.Pull(ctx, req, s.Source, kept)
+	})
+	return kept.image(err), result.Stats, err
+}
+
+// FetchAt implements front.PlacedPuller.
+func (d *daemon) FetchAt(ctx context.Context, at front.Place, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
+	s, kept := d.now.Load(), &uncommitted{Store: d.store}
+	place, err := placeOf(at, s.Crio.Image.SeparatePullCgroup)
+	if err != nil {
+		return manifestonly.Image{}, manifestonly.Stats{}, err
+	}
+	result, err := d.alone(ctx, s, place, req, func(ctx context.Context) (manifestonly.Result, error) {
+		return s.placed(kept).Pull(ctx, place, req)
+	})
+	return kept.image(err), result.Stats, err
+}
+
+// Commit implements front.Puller.
+func (d *daemon) Commit(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
+	return manifestonly.Commit(ctx, img, d.store)
+}
+
+// uncommitted is the store for a pull that is not to make a record yet: what the store
+// has spares requests, and what is put is kept.
+type uncommitted struct {
+	*cstore.Store
+	img manifestonly.Image
+}
+
+// Put implements manifestonly.Writer.
+func (u *uncommitted) Put(_ context.Context, img manifestonly.Image) (imageref.Record, error) {
+	u.img = img
+	return img.Record(), nil
+}
+
+// image is what was put; nothing of a pull that failed, which may still be at work.
+func (u *uncommitted) image(err error) manifestonly.Image {
+	if err != nil {
+		return manifestonly.Image{}
+	}
+	return u.img
+}
+
+// alone is pull for one that shares with no other: each of them goes on to have the layers
+// pulled for its own pod, beside which one more manifest is nothing.
+func (d *daemon) alone(ctx context.Context, s *Settings, place podpull.Place, req manifestonly.Request,
+	pull func(context.Context) (manifestonly.Result, error),
+) (manifestonly.Result, error) {
+	return d.fly(ctx, d.flights.Key(req, fmt.Sprintf("%p %q %d", s, place, d.fetches.Add(1))), req, pull)
+}
+
 // placeOf finds where a pull runs. A pod's own cgroup wins over separate_pull_cgroup.
 func placeOf(at front.Place, separate string) (podpull.Place, error) {
 	if len(at.Sandbox) > 0 {
@@ -99,10 +156,17 @@ func placeOf(at front.Place, separate string) (podpull.Place, error) {
 // was pulled by the policy before a reload is no answer to who asks after it.
 func (d *daemon) pull(ctx context.Context, s *Settings, place podpull.Place, req manifestonly.Request,
 	pull func(context.Context) (manifestonly.Result, error),
+) (manifestonly.Result, error) {
+	return d.fly(ctx, d.flights.Key(req, fmt.Sprintf("%p %q", s, place)), req, pull)
+}
+
+// fly is one caller's part in a pull, with its span.
+func (d *daemon) fly(ctx context.Context, key manifestonly.FlightKey, req manifestonly.Request,
+	pull func(context.Context) (manifestonly.Result, error),
 ) (result manifestonly.Result, err error) {
 	ctx, end := d.tracer.Pull(ctx, tracing.Pull{Image: req.Name, Namespace: req.Namespace})
 	defer func() { end(result.Stats.Requests, result.Stats.Bytes, err) }()
-	result, err = d.flights.Do(ctx, d.flights.Key(req, fmt.Sprintf("%p %q", s, place)), pull)
+	result, err = d.flights.Do(ctx, key, pull)
 	if err != nil && !errors.As(err, new(*errdefs.Error)) { // the end of ctx, which knows no name
 		err = errdefs.New(errdefs.KindOf(err), "pull "+req.Name, err)
 	}
@@ -117,15 +181,16 @@ func (d *daemon) PullHeld(ctx context.Context, id imageref.ImageID, ref imageref
 // frontConfig is what the front is told of the settings.
 func (s *Settings) frontConfig() front.Config {
 	return front.Config{
-		Backend:        s.backend(),
-		Handlers:       s,
-		DefaultHandler: s.Config.DefaultHandler,
-		AssumeHandler:  s.Config.AssumeHandler,
-		MaxPulls:       s.Config.MaxPulls,
-		PullTimeout:    s.Config.PullTimeout.Duration,
-		SeparatePull:   s.Crio.Image.SeparatePullCgroup != "",
-		MaxSendBytes:   s.Crio.GRPC.MaxSendBytes,
-		MaxRecvBytes:   s.Crio.GRPC.MaxRecvBytes,
+		Backend:          s.backend(),
+		Handlers:         s,
+		DefaultHandler:   s.Config.DefaultHandler,
+		AssumeHandler:    s.Config.AssumeHandler,
+		MaxPulls:         s.Config.MaxPulls,
+		PullTimeout:      s.Config.PullTimeout.Duration,
+		LayerPullTimeout: s.Config.LayerPullTimeout.Duration,
+		SeparatePull:     s.Crio.Image.SeparatePullCgroup != "",
+		MaxSendBytes:     s.Crio.GRPC.MaxSendBytes,
+		MaxRecvBytes:     s.Crio.GRPC.MaxRecvBytes,
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/husk-cri/husk/internal/janitor"
 	"github.com/husk-cri/husk/internal/logging"
 	"github.com/husk-cri/husk/internal/metrics"
+	"github.com/husk-cri/husk/internal/sandboxes"
 	"github.com/husk-cri/husk/internal/tracing"
 	"github.com/husk-cri/husk/manifestonly/cstore"
 )
@@ -54,6 +55,7 @@ func Serve(ctx context.Context, options Options) (err error) {
 	s := d.now.Load()
 	server, err := front.New(s.frontConfig(), front.Collaborators{ //nolint:contextcheck // every call brings its own
 		Puller: d, Placed: d, Held: d, Records: d.store, Names: d, Log: d.log, Observer: d.metrics, Tracer: d.tracer,
+		Layers: sandboxes.Client{},
 	})
 	if err != nil {
 		return err
@@ -110,6 +112,7 @@ func newDaemon(ctx context.Context, options Options) (*daemon, error) {
 	}
 	d.metrics = metrics.New(metrics.Options{
 		Version: options.Version, Methods: front.Methods(), Handlers: s.Crio.GuestPullHandlers(), Records: d.store, Log: d.log,
+		Sandboxes: sandboxes.Client{},
 	})
 	return d, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/husk-cri/husk/internal/config"
 	"github.com/husk-cri/husk/internal/crioconf"
 	"github.com/husk-cri/husk/internal/podpull"
+	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/cstore"
 	"github.com/husk-cri/husk/manifestonly/registry"
 )
@@ -139,7 +140,7 @@ func (s Settings) backend() string {
 }
 
 // placed pulls where the pod is, into the store.
-func (s Settings) placed(store *cstore.Store) *podpull.Puller {
+func (s Settings) placed(store manifestonly.Writer) *podpull.Puller {
 	return &podpull.Puller{Registry: s.registry, Names: s.Source, Store: store, Environ: os.Environ()}
 }
 

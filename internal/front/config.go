@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/husk-cri/husk/internal/sandboxes"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/imageref"
 )
@@ -23,6 +24,8 @@ const (
 	// defaultPullTimeout bounds one metadata pull: kubelet sets no deadline, and a
 	// registry that sends a byte a minute would keep its slot for ever.
 	defaultPullTimeout = 2 * time.Minute
+	// defaultLayerPullTimeout bounds one pull of layers in a pod, for the same reason.
+	defaultLayerPullTimeout = 30 * time.Minute
 )
 
 // Handler is what the front must know of a runtime handler.
@@ -34,6 +37,9 @@ type Handler struct {
 	// ResolvesNames says that the runtime resolves user and group names against the
 	// image's own files, as Husk's shim does.
 	ResolvesNames bool
+	// PullsLayers says that the shims of its pods pull layers when they are asked to, as
+	// Husk's do: inside PullImage then, and not when a container is created.
+	PullsLayers bool
 	// KeepTag tells the guest the tag instead of the digest. Zero: the digest.
 	KeepTag bool
 	// PullInSandbox makes even the metadata come from the pod's network, with its
@@ -61,6 +67,17 @@ type Puller interface {
 	// Pull contacts the registry with the credentials of the request, whatever
 	// the store holds.
 	Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error)
+	// Fetch is Pull without the commit.
+	Fetch(ctx context.Context, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error)
+	// Commit makes a record of what was fetched.
+	Commit(ctx context.Context, img manifestonly.Image) (imageref.Record, error)
+}
+
+// LayerPuller has pods pull layers; [sandboxes.Client] does.
+type LayerPuller interface {
+	// Pull returns when the pod's store holds the image, or cannot; [sandboxes.ErrOldShim]
+	// for a pod that will pull when a container is created.
+	Pull(ctx context.Context, req sandboxes.PullRequest) (sandboxes.Image, error)
 }
 
 // Place is where a pull runs that must not run where Husk does.
@@ -79,6 +96,8 @@ type PlacedPuller interface {
 	// PullAt pulls at the place. What it cannot reach from there is an error; it never
 	// asks from the host's network what was to be asked from a pod's.
 	PullAt(ctx context.Context, place Place, req manifestonly.Request) (manifestonly.Result, error)
+	// FetchAt is PullAt without the commit.
+	FetchAt(ctx context.Context, place Place, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error)
 }
 
 // Held makes records of images that CRI-O holds in full.
@@ -116,6 +135,12 @@ type Observer interface {
 	// Pulled is called for each metadata pull that ended. outcome is "ok" or the name
 	// of an error's kind; of a failure, result has only what it cost.
 	Pulled(handler, outcome string, took time.Duration, result manifestonly.Result)
+	// LayersStarted is called when a pod is asked to pull layers, and done when that has
+	// ended.
+	LayersStarted() (done func())
+	// LayersPulled is called for each pull of layers that ended: how, and how many
+	// compressed bytes the pod fetched for it.
+	LayersPulled(handler, outcome string, took time.Duration, bytes int64)
 	// Forwarded is called for each call of a client that was passed on to CRI-O, edited
 	// or as it came, with the full name of its method and the code it ended with.
 	Forwarded(method string, code codes.Code)
@@ -140,6 +165,9 @@ type Collaborators struct {
 	// Placed pulls for handlers with PullInSandbox, and everything with
 	// Config.SeparatePull. Zero: such pulls are refused.
 	Placed PlacedPuller
+	// Layers pulls for handlers with PullsLayers. Zero: pods pull when a container is
+	// created.
+	Layers LayerPuller
 	// Observer counts. Zero: nobody does.
 	Observer Observer
 	// Tracer traces. Zero: nobody does.
@@ -163,6 +191,8 @@ type Config struct {
 	MaxPulls int
 	// PullTimeout bounds one metadata pull. Zero: 2 minutes.
 	PullTimeout time.Duration
+	// LayerPullTimeout bounds one pull of layers in a pod. Zero: 30 minutes.
+	LayerPullTimeout time.Duration
 	// SeparatePull runs metadata pulls through Collaborators.Placed, in the cgroup that
 	// separate_pull_cgroup of crio.conf names. Zero: they run in Husk itself.
 	SeparatePull bool
@@ -187,6 +217,9 @@ func newLive(config Config, old *live) *live {
 	if config.PullTimeout <= 0 {
 		config.PullTimeout = defaultPullTimeout
 	}
+	if config.LayerPullTimeout <= 0 {
+		config.LayerPullTimeout = defaultLayerPullTimeout
+	}
 	if old != nil && cap(old.pulls) == config.MaxPulls {
 		return &live{config, old.pulls}
 	}
@@ -198,4 +231,6 @@ type unobserved struct{}
 
 func (unobserved) PullStarted() func()                                       { return func() {} }
 func (unobserved) Pulled(string, string, time.Duration, manifestonly.Result) {}
+func (unobserved) LayersStarted() func()                                     { return func() {} }
+func (unobserved) LayersPulled(string, string, time.Duration, int64)         {}
 func (unobserved) Forwarded(string, codes.Code)                              {}

@@ -49,9 +49,6 @@ func (s *Server) createContainer(c *call) error {
 	if err := refuseForged(config, annotations.Reserved); err != nil {
 		return err
 	}
-	if err := refuseImageVolumes(p.handler, config); err != nil {
-		return err
-	}
 	if err := s.rewrite(c, p.handler, config); err != nil {
 		return err
 	}
@@ -141,12 +138,16 @@ func (s *Server) rewrite(c *call, h Handler, config *cri.ContainerConfig) error 
 	if err != nil {
 		return err
 	}
+	mounts, err := s.imageMounts(ctx, h, records, config)
+	if err != nil {
+		return err
+	}
 	changes, err := bundlegen.Rewrite(rec, pulled, wanted, bundlegen.RewriteOptions{ResolvesNames: h.ResolvesNames, KeepTag: h.KeepTag})
 	if err != nil {
 		return err
 	}
 	apply(changes, config)
-	return nil
+	return giveMounts(mounts, config)
 }
 
 // choose finds the record a container is to be made from. Not to find one is an

@@ -269,26 +269,41 @@ type fakeRegistry struct {
 }
 
 func (r *fakeRegistry) Pull(ctx context.Context, req manifestonly.Request) (manifestonly.Result, error) {
+	img, _, err := r.Fetch(ctx, req)
+	if err != nil {
+		return manifestonly.Result{}, err
+	}
+	rec, err := r.Commit(ctx, img)
+	return manifestonly.Result{Record: rec, Pulled: img.Pulled}, err
+}
+
+// Commit implements front.Puller.
+func (r *fakeRegistry) Commit(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
+	return r.store.Put(ctx, img)
+}
+
+// Fetch implements front.Puller.
+func (r *fakeRegistry) Fetch(ctx context.Context, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
 	if r.wait != nil {
 		r.wait(ctx)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked = append(r.asked, req)
+	none := manifestonly.Image{}
 	img, ok := r.images[req.Name]
 	if !ok {
-		return manifestonly.Result{}, errdefs.Newf(errdefs.RegistryUnavailable, "pull "+req.Name, "no such host")
+		return none, manifestonly.Stats{}, errdefs.Newf(errdefs.RegistryUnavailable, "pull "+req.Name, "no such host")
 	}
 	if want := r.wants[req.Name]; want != "" && req.Credentials.Password != want {
-		return manifestonly.Result{}, errdefs.Newf(errdefs.Unauthorized, "pull "+req.Name, "the registry refused the credentials")
+		return none, manifestonly.Stats{}, errdefs.Newf(errdefs.Unauthorized, "pull "+req.Name, "the registry refused the credentials")
 	}
 	ref, err := imageref.ParseReference(req.Name)
 	if err != nil {
-		return manifestonly.Result{}, err
+		return none, manifestonly.Stats{}, err
 	}
 	img.Pulled = imageref.PulledReference{Reference: ref, Digest: img.Manifest.Digest, PulledAt: time.Now()}
-	rec, err := r.store.Put(ctx, img)
-	return manifestonly.Result{Record: rec, Pulled: img.Pulled}, err
+	return img, manifestonly.Stats{Requests: 2, Bytes: 300}, nil
 }
 
 // PullHeld implements front.Held: what CRI-O holds is what was published, under

@@ -110,16 +110,3 @@ func (s *Server) refuseRecordVolumes(ctx context.Context, mounts []*cri.Mount) e
 	}
 	return nil
 }
-
-// refuseImageVolumes refuses image volumes of guest-pull containers: CRI-O would mount
-// an image of the host into them, which for an encrypted one cannot even be there.
-func refuseImageVolumes(h Handler, config *cri.ContainerConfig) error {
-	for _, mount := range config.GetMounts() {
-		if name := mount.GetImage().GetImage(); name != "" {
-			return errdefs.Newf(errdefs.Unsupported, "create container "+config.GetMetadata().GetName(),
-				"runtime handler %q pulls images in the guest, where image volumes (here %s, at %s) are not supported yet",
-				h.Name, bounded(name), bounded(mount.GetContainerPath()))
-		}
-	}
-	return nil
-}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,6 +32,7 @@ type observer struct {
 	results   []manifestonly.Result
 	forwarded map[string]int
 	under     int
+	layers    int
 }
 
 func (o *observer) PullStarted() func() {
@@ -48,6 +50,22 @@ func (o *observer) Pulled(handler, outcome string, took time.Duration, result ma
 	}
 	o.pulled = append(o.pulled, handler+" "+outcome)
 	o.results = append(o.results, result)
+}
+
+func (o *observer) LayersStarted() func() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.layers++
+	return func() { o.mu.Lock(); defer o.mu.Unlock(); o.layers-- }
+}
+
+func (o *observer) LayersPulled(handler, outcome string, took time.Duration, bytes int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if took <= 0 {
+		outcome += " in no time"
+	}
+	o.pulled = append(o.pulled, fmt.Sprint("layers ", handler, " ", outcome, " ", bytes))
 }
 
 func (o *observer) Forwarded(method string, code codes.Code) {

@@ -29,6 +29,13 @@ func (p *placed) PullAt(ctx context.Context, place front.Place, req manifestonly
 	return p.registry.Pull(ctx, req)
 }
 
+func (p *placed) FetchAt(ctx context.Context, place front.Place, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
+	p.mu.Lock()
+	p.places = append(p.places, place)
+	p.mu.Unlock()
+	return p.registry.Fetch(ctx, req)
+}
+
 // inPods is a node on which the handler husk pulls in the pod's network.
 func inPods(t *testing.T, p *placed) *node {
 	handlers := fakeHandlers{"runc": {Name: "runc"}, "husk": {Name: "husk", GuestPull: true, ResolvesNames: true, PullInSandbox: true}}
@@ -38,7 +45,7 @@ func inPods(t *testing.T, p *placed) *node {
 	})
 }
 
-type noPuller struct{}
+type noPuller struct{ front.Puller }
 
 func (noPuller) Pull(context.Context, manifestonly.Request) (manifestonly.Result, error) {
 	panic("pulled from the host's network")

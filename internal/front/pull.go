@@ -50,7 +50,7 @@ func (s *Server) pullImage(c *call) error {
 		return c.passOn()
 	}
 	c.did = "pulled image metadata"
-	result, err := s.pullFor(c.ctx(), now, h, p, req)
+	result, err := s.pullFor(c, now, h, p, req)
 	if err != nil {
 		return err
 	}
@@ -58,8 +58,46 @@ func (s *Server) pullImage(c *call) error {
 	return c.answer(&cri.PullImageResponse{ImageRef: result.Record.ImageID().String()})
 }
 
-// pullFor pulls for a guest-pull handler and tells the observer.
-func (s *Server) pullFor(ctx context.Context, now *live, h Handler, p *pod, req *cri.PullImageRequest) (result manifestonly.Result, err error) {
+// pullFor pulls for a guest-pull handler: the metadata and, where the pod's shim does
+// that, the layers. The record is committed last: layers that cannot be pulled leave
+// none, whenever that ends, or kubelet would take the image for present and never pull it
+// with its credentials again.
+func (s *Server) pullFor(c *call, now *live, h Handler, p *pod, req *cri.PullImageRequest) (manifestonly.Result, error) {
+	ctx, layers := c.ctx(), h.PullsLayers && s.Layers != nil
+	if layers && p == nil { // the request named the handler
+		var err error
+		if p, err = s.podOf(ctx, now, req.GetSandboxConfig()); err != nil {
+			return manifestonly.Result{}, err
+		}
+	}
+	if !layers || p == nil || !p.handler.PullsLayers {
+		return s.metadata(ctx, now, h, p, req, s.pullAt)
+	}
+	var img manifestonly.Image
+	fetched, err := s.metadata(ctx, now, h, p, req, func(ctx context.Context, at *Place, order manifestonly.Request) (manifestonly.Result, error) {
+		var stats manifestonly.Stats
+		var err error
+		img, stats, err = s.fetchAt(ctx, at, order)
+		return manifestonly.Result{Record: img.Record(), Pulled: img.Pulled, Stats: stats}, err
+	})
+	if err != nil {
+		return manifestonly.Result{}, err
+	}
+	if err := s.pullLayers(c, now, p, img, pullRequest(h, req).Credentials); err != nil {
+		return manifestonly.Result{}, err
+	}
+	img.Pulled.PulledAt = time.Now().UTC().Round(0) // record_ttl counts from the end of a long pull
+	ctx, cancel := context.WithTimeout(ctx, now.PullTimeout)
+	defer cancel()
+	record, err := s.Puller.Commit(ctx, img)
+	return manifestonly.Result{Record: record, Pulled: img.Pulled, Stats: fetched.Stats}, err
+}
+
+// metadata gets an image's metadata by get, within the bounds of such pulls, and tells the
+// observer. The slot is free again before any layer is asked for.
+func (s *Server) metadata(ctx context.Context, now *live, h Handler, p *pod, req *cri.PullImageRequest,
+	get func(context.Context, *Place, manifestonly.Request) (manifestonly.Result, error),
+) (result manifestonly.Result, err error) {
 	start, done := time.Now(), s.Observer.PullStarted()
 	defer func() {
 		done()
@@ -74,6 +112,13 @@ func (s *Server) pullFor(ctx context.Context, now *live, h Handler, p *pod, req 
 	if err != nil {
 		return result, err
 	}
+	order, at := pullRequest(h, req), (*Place)(nil)
+	if elsewhere {
+		at = &place
+		if s.Placed == nil {
+			return result, errdefs.Newf(errdefs.Unsupported, "pull "+order.Name, "this husk cannot pull in a pod's network or cgroup")
+		}
+	}
 	select { // for as long as the client waits
 	case now.pulls <- struct{}{}:
 	case <-ctx.Done():
@@ -82,15 +127,23 @@ func (s *Server) pullFor(ctx context.Context, now *live, h Handler, p *pod, req 
 	defer func() { <-now.pulls }()
 	ctx, cancel := context.WithTimeout(ctx, now.PullTimeout)
 	defer cancel()
-	order := pullRequest(h, req)
-	switch {
-	case !elsewhere:
+	return get(ctx, at, order)
+}
+
+// pullAt pulls and commits; at is nil for where Husk is.
+func (s *Server) pullAt(ctx context.Context, at *Place, order manifestonly.Request) (manifestonly.Result, error) {
+	if at == nil {
 		return s.Puller.Pull(ctx, order)
-	case s.Placed == nil:
-		return result, errdefs.Newf(errdefs.Unsupported, "pull "+order.Name, "this husk cannot pull in a pod's network or cgroup")
-	default:
-		return s.Placed.PullAt(ctx, place, order)
 	}
+	return s.Placed.PullAt(ctx, *at, order)
+}
+
+// fetchAt is pullAt without the commit.
+func (s *Server) fetchAt(ctx context.Context, at *Place, order manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
+	if at == nil {
+		return s.Puller.Fetch(ctx, order)
+	}
+	return s.Placed.FetchAt(ctx, *at, order)
 }
 
 // pullRequest is a CRI request as package manifestonly takes it.

@@ -10,6 +10,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/husk-cri/husk/internal/front"
+	"github.com/husk-cri/husk/pkg/annotations"
 )
 
 // TestImageVolumes: CRI-O mounts whatever has the name or the ID, and a record is an
@@ -62,6 +63,89 @@ func TestImageVolumes(t *testing.T) {
 		n.Expect(err).To(MatchError(ContainSubstring("image volumes")), volume)
 	}
 	n.Expect(n.crio.created).To(HaveLen(made))
+}
+
+// TestImageVolumesOfPodsThatPull: the runtime is told of them, by digest, and CRI-O is not.
+func TestImageVolumesOfPodsThatPull(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, front.Config{Handlers: layerHandlers()})
+	n.registry.publish(appImage, "", "")
+	const data, held = "registry.local/data:1", "registry.local/held:1"
+	volume := n.registry.publish(data, "", "volume")
+	id := n.pull(appImage)
+	n.pull(data)
+	inFull := n.registry.publish(held, "root", "in full") // which kubelet found with CRI-O, and did not pull
+	n.addImage(held, inFull.ConfigDigest.ImageID().String(), nil, "")
+	husk, _ := n.sandbox("husk", "husk")
+	create := func(mounts ...*cri.Mount) error {
+		_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: husk, Config: &cri.ContainerConfig{
+			Image: &cri.ImageSpec{Image: id, UserSpecifiedImage: appImage}, Mounts: mounts,
+		}})
+		return err
+	}
+	mount := func(image, to, sub string) *cri.Mount {
+		return &cri.Mount{ContainerPath: to, ImageSubPath: sub, Readonly: true, Image: &cri.ImageSpec{Image: image, UserSpecifiedImage: image}}
+	}
+	ordinary := &cri.Mount{HostPath: "/h", ContainerPath: "/c"}
+	n.Expect(create(ordinary, mount(data, "/models/", ""), mount(held, "/held", "etc/app"))).To(Succeed())
+	got := n.lastCreated()
+	n.Expect(got.Mounts).To(HaveLen(1))
+	n.Expect(proto.Equal(got.Mounts[0], ordinary)).To(BeTrue())
+	n.Expect(got.Annotations[annotations.ImageMounts]).To(MatchJSON(`[
+		{"reference":"registry.local/data@` + volume.Manifest.Digest.String() + `","destination":"/models"},
+		{"reference":"registry.local/held@` + inFull.Manifest.Digest.String() + `","destination":"/held","subPath":"etc/app"}]`))
+	n.Expect(create(ordinary)).To(Succeed())
+	n.Expect(n.lastCreated().Annotations).NotTo(HaveKey(annotations.ImageMounts))
+
+	made := len(n.crio.created)
+	both := mount(data, "/a", "")
+	both.HostPath = "/etc"
+	options := mount(data, "/a", "")
+	options.MountOptions = []string{"nodev", "suid"}
+	many := make([]*cri.Mount, 200)
+	for i := range many {
+		many[i] = mount(data, "/a", "")
+	}
+	for name, c := range map[string]struct {
+		mounts []*cri.Mount
+		code   codes.Code
+	}{
+		"an image that was not pulled": {[]*cri.Mount{mount("registry.local/none:1", "/a", "")}, codes.NotFound},
+		"no place":                     {[]*cri.Mount{mount(data, "", "")}, codes.InvalidArgument},
+		"a relative place":             {[]*cri.Mount{mount(data, "a", "")}, codes.InvalidArgument},
+		"the root":                     {[]*cri.Mount{mount(data, "/a/..", "")}, codes.InvalidArgument},
+		"out of it":                    {[]*cri.Mount{mount(data, "/a", "../etc")}, codes.InvalidArgument},
+		"out of it, from its root":     {[]*cri.Mount{mount(data, "/a", "/etc")}, codes.InvalidArgument},
+		"a host path too":              {[]*cri.Mount{both}, codes.InvalidArgument},
+		"other options":                {[]*cri.Mount{options}, codes.InvalidArgument},
+		"200 of them":                  {many, codes.InvalidArgument},
+	} {
+		n.Expect(status.Code(create(c.mounts...))).To(Equal(c.code), name)
+	}
+	n.Expect(n.crio.created).To(HaveLen(made))
+}
+
+// TestImageVolumesHaveTheHandlersLimits: what it may not run it may not mount.
+func TestImageVolumesHaveTheHandlersLimits(t *testing.T) {
+	t.Parallel()
+	handlers := layerHandlers()
+	h := handlers["husk"]
+	h.MaxLayers = 2
+	handlers["husk"] = h
+	n := newNode(t, front.Config{Handlers: handlers})
+	n.registry.publish(appImage, "", "")
+	const data = "registry.local/data:1"
+	large := n.registry.publish(data, "", "volume")
+	large.Layers = 3
+	n.registry.images[data] = large
+	id := n.pull(appImage)
+	n.pull(data)
+	husk, _ := n.sandbox("husk", "husk")
+	_, err := n.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: husk, Config: &cri.ContainerConfig{
+		Image: &cri.ImageSpec{Image: id}, Mounts: []*cri.Mount{{ContainerPath: "/v", Image: &cri.ImageSpec{Image: data}}},
+	}})
+	n.Expect(status.Code(err)).To(Equal(codes.ResourceExhausted))
+	n.Expect(n.crio.created).To(BeEmpty())
 }
 
 // TestRecordsStayRefusedWithoutHandlers: the last guest-pull handler has left

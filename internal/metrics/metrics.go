@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 
+	"github.com/husk-cri/husk/internal/sandboxes"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
@@ -33,6 +34,12 @@ type Lister interface {
 	List(ctx context.Context) ([]imageref.Record, error)
 }
 
+// Sandboxes lists the pods whose shims pull layers.
+type Sandboxes interface {
+	// List returns every pod, those that did not answer with their Err.
+	List(ctx context.Context) ([]sandboxes.Sandbox, error)
+}
+
 // Options say what is counted.
 type Options struct {
 	// Version of Husk, for husk_build_info.
@@ -44,6 +51,8 @@ type Options struct {
 	Handlers []string
 	// Records are counted at each scrape. Zero: no record metrics.
 	Records Lister
+	// Sandboxes are asked at each scrape. Zero: no sandbox metrics.
+	Sandboxes Sandboxes
 	// Log is told why a scrape or the server fails. Zero: nobody is.
 	Log *slog.Logger
 }
@@ -53,8 +62,10 @@ type Metrics struct {
 	registry *prometheus.Registry
 	methods  map[string]string // full name -> label
 	records  Lister
+	pods     Sandboxes
 	log      *slog.Logger
 	asking   chan struct{} // one slot: see totals
+	looking  chan struct{} // one slot: see tally
 
 	mu       sync.RWMutex
 	handlers map[string]bool
@@ -65,6 +76,10 @@ type Metrics struct {
 	requests      prometheus.Counter
 	registryBytes prometheus.Counter
 	notRead       prometheus.Counter
+	layerPulls    *prometheus.CounterVec
+	layerSeconds  *prometheus.HistogramVec
+	layersNow     prometheus.Gauge
+	layerBytes    prometheus.Counter
 	forwarded     *prometheus.CounterVec
 	reloads       *prometheus.CounterVec
 	scrapeErrors  prometheus.Counter
@@ -77,26 +92,34 @@ func New(o Options) *Metrics {
 		methods:  make(map[string]string, len(o.Methods)),
 		records:  o.Records,
 		log:      o.Log,
+		pods:     o.Sandboxes,
 		asking:   make(chan struct{}, 1),
+		looking:  make(chan struct{}, 1),
 
 		pulls: counters("husk_pulls_total",
 			"Metadata pulls that ended, by outcome: ok or the kind of error.", "handler", "outcome"),
-		pullSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "husk_pull_seconds",
-			Help: "How long metadata pulls took, failed ones included.",
-			// From a warm digest on the local network to the default pull_timeout.
-			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
-		}, []string{"handler"}),
+		// From a warm digest on the local network to the default pull_timeout.
+		pullSeconds: seconds("husk_pull_seconds", "How long metadata pulls took, failed ones included.",
+			.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120),
 		pullsNow: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "husk_pulls_in_progress", Help: "Metadata pulls under way.",
 		}),
 		requests:      counter("husk_pull_registry_requests_total", "HTTP requests that pulls made to registries, failed ones included."),
 		registryBytes: counter("husk_pull_registry_bytes_total", "Bytes that pulls read from registries, failed ones included."),
 		notRead:       counter("husk_layer_bytes_not_read_total", "Compressed layer bytes of pulled images, which the host did not read."),
+		layerPulls: counters("husk_layer_pulls_total",
+			"Pulls of layers in pods that ended, by outcome: ok or the kind of error.", "handler", "outcome"),
+		// From an image that the pod has to the default layer_pull_timeout.
+		layerSeconds: seconds("husk_layer_pull_seconds", "How long pulls of layers in pods took, failed ones included.",
+			.1, .5, 1, 2.5, 5, 10, 30, 60, 180, 600, 1800),
+		layersNow: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "husk_layer_pulls_in_progress", Help: "Pulls of layers in pods under way, as husk has asked for them.",
+		}),
+		layerBytes: counter("husk_layer_pulled_bytes_total", "Compressed layer bytes that pods fetched when asked to, failed pulls included."),
 		forwarded: counters("husk_forwarded_calls_total",
 			"gRPC calls of clients that were passed on to CRI-O, by the code of the answer.", "method", "code"),
 		reloads:      counters("husk_config_reloads_total", "Times the configuration was read again.", "outcome"),
-		scrapeErrors: counter("husk_scrape_errors_total", "Scrapes in which the records could not be counted."),
+		scrapeErrors: counter("husk_scrape_errors_total", "Scrapes in which the records or the sandboxes could not be counted."),
 	}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
@@ -109,6 +132,7 @@ func New(o Options) *Metrics {
 	}, []string{"version"})
 	build.WithLabelValues(o.Version).Set(1)
 	m.registry.MustRegister(m.pulls, m.pullSeconds, m.pullsNow, m.requests, m.registryBytes, m.notRead,
+		m.layerPulls, m.layerSeconds, m.layersNow, m.layerBytes,
 		m.forwarded, m.reloads, m.scrapeErrors, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.SetHandlers(o.Handlers)
@@ -120,6 +144,11 @@ func New(o Options) *Metrics {
 
 func counter(name, help string) prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+// seconds counts how long something took, by runtime handler.
+func seconds(name, help string, buckets ...float64) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"handler"})
 }
 
 func counters(name, help string, labels ...string) *prometheus.CounterVec {
@@ -137,6 +166,8 @@ func (m *Metrics) SetHandlers(names []string) {
 		known[name] = true
 		m.pulls.WithLabelValues(name, OK)
 		m.pullSeconds.WithLabelValues(name)
+		m.layerPulls.WithLabelValues(name, OK)
+		m.layerSeconds.WithLabelValues(name)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -178,6 +209,21 @@ func (m *Metrics) Pulled(handler, outcome string, took time.Duration, result man
 func (m *Metrics) PullStarted() (done func()) {
 	m.pullsNow.Inc()
 	return m.pullsNow.Dec
+}
+
+// LayersPulled counts a pull of layers in a pod that ended, which fetched so many
+// compressed bytes.
+func (m *Metrics) LayersPulled(handler, outcome string, took time.Duration, bytes int64) {
+	name := m.handler(handler)
+	m.layerPulls.WithLabelValues(name, outcomeLabel(outcome)).Inc()
+	m.layerSeconds.WithLabelValues(name).Observe(took.Seconds())
+	m.layerBytes.Add(float64(max(0, bytes)))
+}
+
+// LayersStarted counts a pull of layers as under way until done is called.
+func (m *Metrics) LayersStarted() (done func()) {
+	m.layersNow.Inc()
+	return m.layersNow.Dec
 }
 
 // Forwarded counts a call that was passed on to CRI-O, and how it was answered.

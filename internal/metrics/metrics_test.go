@@ -32,6 +32,8 @@ const listMethod = "/runtime.v1.RuntimeService/ListContainers"
 type observer interface {
 	PullStarted() (done func())
 	Pulled(handler, outcome string, took time.Duration, result manifestonly.Result)
+	LayersStarted() (done func())
+	LayersPulled(handler, outcome string, took time.Duration, bytes int64)
 	Forwarded(method string, code codes.Code)
 }
 
@@ -47,7 +49,9 @@ func twoRecords(context.Context) ([]imageref.Record, error) {
 }
 
 func options() metrics.Options {
-	return metrics.Options{Version: "1.2.3", Methods: []string{listMethod}, Handlers: []string{"kata"}, Records: records(twoRecords)}
+	return metrics.Options{
+		Version: "1.2.3", Methods: []string{listMethod}, Handlers: []string{"kata"}, Records: records(twoRecords), Sandboxes: pods(noPods),
+	}
 }
 
 func gather(t *testing.T, m *metrics.Metrics) map[string]*dto.MetricFamily {
@@ -80,6 +84,8 @@ func samples(t *testing.T, m *metrics.Metrics, name string) map[string]float64 {
 func exercise(m *metrics.Metrics) {
 	m.PullStarted()()
 	m.Pulled("kata", metrics.OK, time.Second, manifestonly.Result{})
+	m.LayersStarted()()
+	m.LayersPulled("kata", metrics.OK, time.Second, 1)
 	m.Forwarded(listMethod, codes.OK)
 	m.Reloaded(nil)
 }

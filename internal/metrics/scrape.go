@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -28,23 +29,30 @@ func (m *Metrics) Gather(ctx context.Context) ([]*dto.MetricFamily, error) {
 	return m.gatherer(ctx).Gather()
 }
 
-// gatherer asks for the records first, so that an error is in this very scrape.
+// gatherer asks for the records and the sandboxes first, so that an error is in this very
+// scrape.
 func (m *Metrics) gatherer(ctx context.Context) prometheus.Gatherer {
+	now := prometheus.NewRegistry()
+	if err := errors.Join(m.countRecords(ctx, now), m.countSandboxes(ctx, now)); err != nil {
+		m.scrapeErrors.Inc()
+		m.log.WarnContext(ctx, "count for a scrape", "error", err)
+	}
+	return prometheus.Gatherers{m.registry, now}
+}
+
+func (m *Metrics) countRecords(ctx context.Context, now prometheus.Registerer) error {
 	if m.records == nil {
-		return m.registry
+		return nil
 	}
 	t, err := m.totals(ctx)
 	if err != nil {
-		m.scrapeErrors.Inc()
-		m.log.WarnContext(ctx, "count records for a scrape", "error", err)
-		return m.registry
+		return err
 	}
-	now := prometheus.NewRegistry()
 	now.MustRegister(
 		gauge("husk_records", "Layer-less image records in the store.", float64(t.records)),
 		gauge("husk_records_bytes", "Bytes of manifests, configs and signatures that the records hold on the host.", float64(t.bytes)),
 	)
-	return prometheus.Gatherers{m.registry, now}
+	return nil
 }
 
 func gauge(name, help string, value float64) prometheus.Gauge {
