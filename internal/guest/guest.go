@@ -4,6 +4,7 @@ package guest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -58,10 +59,16 @@ type Options struct {
 	BundleParent string
 	// KeysDir holds private keys of encrypted layers, as layerpull has it; "" for none.
 	KeysDir string
-	// KeyProviders is an ocicrypt_keyprovider.conf; "" for no providers.
+	// KeyProviders is an ocicrypt_keyprovider.conf; "" for CDHSocket alone, by the name
+	// that layers of confidential containers have it.
 	KeyProviders string
-	// CDHSocket is the Confidential Data Hub that reads kbs:// URIs; "" for none.
+	// CDHSocket is the Confidential Data Hub that reads kbs:// URIs and unwraps keys; ""
+	// for none.
 	CDHSocket string
+	// Locations lets a pull name an image in a local OCI layout, see
+	// [layerpull.IsLocation]. It is not for a service: who asks one is the host, which must
+	// not choose files of the guest.
+	Locations bool
 	// AASocket is the attestation agent that is told of each pull; one that does not
 	// exist is told nothing.
 	AASocket string
@@ -74,6 +81,8 @@ type Options struct {
 type Guest struct {
 	opts  Options
 	slots chan struct{}
+	// measureTimeout bounds the measurement of a pull.
+	measureTimeout time.Duration
 	// loading is held while the configuration is read, which may ask the key broker: a
 	// channel, because who waits for it may be canceled.
 	loading chan struct{}
@@ -98,7 +107,10 @@ type loaded struct {
 
 // New returns a guest. It reads nothing yet.
 func New(opts Options) *Guest {
-	return &Guest{opts: opts, slots: make(chan struct{}, maxPulls), loading: make(chan struct{}, 1), busy: map[string]struct{}{}}
+	return &Guest{
+		opts: opts, measureTimeout: measureTimeout, slots: make(chan struct{}, maxPulls), loading: make(chan struct{}, 1),
+		busy: map[string]struct{}{},
+	}
 }
 
 // Start clears up what dead processes have left: unfinished bundles, and files with
@@ -233,6 +245,10 @@ func (g *Guest) apply(ctx context.Context, conf imagers.Config, l *loaded) error
 	if err != nil {
 		return err
 	}
+	providers, err := g.keyProviders(l)
+	if err != nil {
+		return err
+	}
 	for _, variable := range files.Environment {
 		// Before anything looks: net/http and crypto/x509 read them once.
 		name, value, _ := strings.Cut(variable, "=")
@@ -241,14 +257,38 @@ func (g *Guest) apply(ctx context.Context, conf imagers.Config, l *loaded) error
 		}
 	}
 	l.pull = layerpull.Config{
-		AuthFile: files.Auth, KeysDir: g.opts.KeysDir, KeyProviders: g.opts.KeyProviders, PolicyPath: files.Policy,
+		AuthFile: files.Auth, KeysDir: g.opts.KeysDir, KeyProviders: providers, PolicyPath: files.Policy,
 		RegistriesConf: files.Registries, RegistriesConfDir: files.Empty, RegistriesD: files.RegistriesD,
+		ParallelLayers: conf.Concurrency,
 	}
 	l.names = registry.New(registry.Config{
 		AuthFile: files.Auth, PolicyPath: files.Policy,
 		RegistriesConf: files.Registries, RegistriesConfDir: files.Empty, RegistriesD: files.RegistriesD,
 	})
 	return nil
+}
+
+// hubProvider is the name of the key provider in the layers of confidential containers.
+const hubProvider = "attestation-agent"
+
+// keyProviders returns the ocicrypt_keyprovider.conf to use. Without one, the hub is asked
+// for keys, as image-rs asks it.
+func (g *Guest) keyProviders(l *loaded) (string, error) {
+	const op = "configure key providers"
+	if g.opts.KeyProviders != "" || g.opts.CDHSocket == "" {
+		return g.opts.KeyProviders, nil
+	}
+	data, err := json.Marshal(map[string]any{"key-providers": map[string]any{
+		hubProvider: map[string]string{"ttrpc": "unix://" + g.opts.CDHSocket},
+	}})
+	if err != nil {
+		return "", errdefs.New(errdefs.Internal, op, err)
+	}
+	path := filepath.Join(l.files.Name(), "keyproviders.json")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		return "", errdefs.New(errdefs.Internal, op, err)
+	}
+	return path, nil
 }
 
 // newFiles makes a directory for files with credentials, and locks it.

@@ -3,12 +3,15 @@ package guest
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"os"
 	"strings"
 	"sync"
 	"testing"
 
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	. "github.com/onsi/gomega"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -252,7 +255,34 @@ func TestForwarding(t *testing.T) {
 	g.Expect(status.Code(err)).To(Equal(codes.Unimplemented), "%v", err)
 }
 
-func TestCredentialsAndPolicyOfTheKeyBroker(t *testing.T) {
+func TestCredentialsOfTheKeyBroker(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	content := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	open := fakeregistry.New(t, fakeregistry.Options{Handler: content})
+	private := fakeregistry.New(t, fakeregistry.Options{Username: "u", Password: "p", Handler: content})
+	dir := t.TempDir()
+	summary, err := images.Build(t.Context(), dir, "t", appSpec())
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(images.Push(t.Context(), dir, "t", open.Host()+"/app:t")).To(Succeed())
+	image := private.Host() + "/app@" + summary.Digest.String()
+
+	const uri = "kbs:///default/credential/1"
+	resources := map[string][]byte{uri: []byte(`{"auths":{"` + private.Host() + `":{"auth":"dTpw"}}}`)}
+	registry := fmt.Sprintf("[[image.registry_config.registry]]\nlocation = %q\ninsecure = true\n", private.Host())
+	m := newMachine(t, fmt.Sprintf("authenticated_registry_credentials_uri = %q\n%s", uri, registry), resources)
+	_, err = m.pull(image, m.path("bundles/c"))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(private.Users()).To(ContainElement("u"))
+	g.Expect(m.read("bundles/c/rootfs/data")).To(Equal("from the image"))
+
+	without := newMachine(t, registry, resources)
+	_, err = without.pull(image, without.path("bundles/c"))
+	expectRefused(g, err, "unauthorized")
+	g.Expect(without.files("bundles")).To(BeEmpty())
+}
+
+func TestPolicyOfTheKeyBroker(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	m := newMachine(t, `image_security_policy_uri = "kbs:///default/policy/1"`, map[string][]byte{
@@ -270,7 +300,7 @@ func TestImages(t *testing.T) {
 	image := m.push("app", appSpec())
 	other := m.push("other", images.Spec{Layers: []images.Layer{{Random: 100}}})
 	for _, i := range []string{image, other} {
-		_, err := New(m.opts).Pull(t.Context(), i, "")
+		_, err := New(m.opts).Pull(t.Context(), i, "", nil)
 		g.Expect(err).NotTo(HaveOccurred())
 	}
 	g.Expect(m.files("bundles")).To(BeEmpty())

@@ -68,7 +68,7 @@ func (g *Guest) measure(ctx context.Context, image, digest string) error {
 	if err != nil {
 		return errdefs.New(errdefs.Internal, "measure pull", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, measureTimeout)
+	ctx, cancel := context.WithTimeout(ctx, g.measureTimeout)
 	defer cancel()
 	err = call(ctx, g.opts.AASocket, cdh.AttestationAgentService, cdh.ExtendRuntimeMeasurement, &cdh.ExtendRuntimeMeasurementRequest{
 		Domain: measureDomain, Operation: measureOperation, Content: string(content),

@@ -34,8 +34,9 @@ type Pulled struct {
 	Reference      string `json:"reference"`
 	ManifestDigest string `json:"manifest_digest"`
 	ImageID        string `json:"image_id"`
-	// Layers counts the layers' directories.
-	Layers int `json:"layers"`
+	// Layers counts the layers of the image, and Bytes is what they unpack to.
+	Layers int   `json:"layers"`
+	Bytes  int64 `json:"bytes"`
 	// FetchedLayers and FetchedBytes are what the last pull took from the registry.
 	FetchedLayers int       `json:"fetched_layers"`
 	FetchedBytes  int64     `json:"fetched_bytes"`
@@ -45,26 +46,26 @@ type Pulled struct {
 }
 
 // Pull pulls the image and, unless bundlePath is "", makes a bundle of it there; then it
-// tells the attestation agent. A failure takes the bundle back, and leaves complete
-// layers for the next attempt.
+// tells the attestation agent. progress, which may be nil, is as in [layerpull.Config].
+// A failure takes the bundle back, and leaves complete layers for the next attempt.
 //
 // Errors are those of package layerpull; InvalidArgument for a name or a bundle path that
 // is not allowed; InUse for a bundle that has a config.json or is being made;
 // Unavailable for an attestation agent that does not answer.
-func (g *Guest) Pull(ctx context.Context, name, bundlePath string) (Pulled, error) {
+func (g *Guest) Pull(ctx context.Context, name, bundlePath string, progress func(layerpull.Progress)) (Pulled, error) {
 	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
 	defer cancel()
 	if len(name) > maxName || name == "" {
 		return Pulled{}, errdefs.Newf(errdefs.InvalidArgument, "pull", "the name of the image has %d bytes, allowed are 1-%d", len(name), maxName)
 	}
-	pulled, err := g.pull(ctx, name, bundlePath)
+	pulled, err := g.pull(ctx, name, bundlePath, progress)
 	if err != nil {
 		return Pulled{}, errdefs.New(errdefs.KindOf(err), "pull "+name+" in the guest", err)
 	}
 	return pulled, nil
 }
 
-func (g *Guest) pull(ctx context.Context, name, bundlePath string) (Pulled, error) {
+func (g *Guest) pull(ctx context.Context, name, bundlePath string, progress func(layerpull.Progress)) (Pulled, error) {
 	release, err := g.claim(ctx, bundlePath)
 	if err != nil {
 		return Pulled{}, err
@@ -79,11 +80,9 @@ func (g *Guest) pull(ctx context.Context, name, bundlePath string) (Pulled, erro
 			return Pulled{}, err
 		}
 	}
-	ref, err := l.pin(ctx, name)
-	if err != nil {
-		return Pulled{}, err
-	}
-	img, err := layerpull.Pull(ctx, ref, l.store, l.pull)
+	config := l.pull
+	config.Progress = progress
+	ref, img, err := l.layers(ctx, name, config, g.opts.Locations)
 	if err != nil {
 		return Pulled{}, err
 	}
@@ -101,6 +100,19 @@ func (g *Guest) pull(ctx context.Context, name, bundlePath string) (Pulled, erro
 		return Pulled{}, errors.Join(err, l.takeBack(ctx, bundlePath))
 	}
 	return pulled, nil
+}
+
+// layers brings the layers of an image into the store and returns what they are of.
+func (l *loaded) layers(ctx context.Context, name string, config layerpull.Config, locations bool) (imageref.Reference, layerpull.Image, error) {
+	if locations && layerpull.IsLocation(name) {
+		return layerpull.PullLocation(ctx, name, l.store, config)
+	}
+	ref, err := l.pin(ctx, name)
+	if err != nil {
+		return ref, layerpull.Image{}, err
+	}
+	img, err := layerpull.Pull(ctx, ref, l.store, config)
+	return ref, img, err
 }
 
 func (l *loaded) bundle(ctx context.Context, path string, ref imageref.Reference, img layerpull.Image) error {
@@ -149,7 +161,7 @@ func (g *Guest) claim(ctx context.Context, bundlePath string) (release func(), e
 func newPulled(name string, ref imageref.Reference, img layerpull.Image) Pulled {
 	return Pulled{
 		Name: name, Reference: ref.String(), ManifestDigest: img.Manifest.String(), ImageID: img.ConfigDigest.ImageID().String(),
-		Layers: len(img.LayerDirs), FetchedLayers: img.FetchedLayers, FetchedBytes: img.FetchedBytes,
+		Layers: img.Layers, Bytes: img.Bytes, FetchedLayers: img.FetchedLayers, FetchedBytes: img.FetchedBytes,
 		PulledAt: time.Now().UTC(), Config: img.Config,
 	}
 }

@@ -79,7 +79,7 @@ func (g *Guest) pullImage(ctx context.Context, payload []byte) (proto.Message, e
 	var pulled Pulled
 	err := error(errdefs.Newf(errdefs.InvalidArgument, "pull", "no bundle_path"))
 	if req.GetBundlePath() != "" {
-		pulled, err = g.Pull(ctx, req.GetImageUrl(), req.GetBundlePath())
+		pulled, err = g.Pull(ctx, req.GetImageUrl(), req.GetBundlePath(), nil)
 	}
 	if err != nil {
 		g.opts.Log.Warn("pull failed", "image", errdefs.Redact(req.GetImageUrl()), "bundle", req.GetBundlePath(),

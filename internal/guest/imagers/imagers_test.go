@@ -239,6 +239,17 @@ func TestPrecedence(t *testing.T) {
 	g.Expect(read(t, f.Registries)).To(And(ContainSubstring("in.line"), Not(ContainSubstring("docker.io"))))
 }
 
+// TestPlugins: which plugin of the key broker a resource is of is its business.
+func TestPlugins(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	f, err := Config{PolicyURI: "kbs+vault:///a/b/c"}.Write(t.Context(), t.TempDir(), broker{"kbs+vault:///a/b/c": `{"default":[{"type":"reject"}]}`})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(read(t, f.Policy)).To(ContainSubstring("reject"))
+	_, err = Config{PolicyURI: "kbs:///a/b/c"}.Write(t.Context(), t.TempDir(), broker{})
+	g.Expect(err).To(MatchError(And(ContainSubstring("kbs:///a/b/c"), ContainSubstring("no such resource"))))
+}
+
 func TestWriteRefuses(t *testing.T) {
 	t.Parallel()
 	mirror := map[string]any{"registry": []map[string]any{{"prefix": "reg.io", "location": "reg.io", "mirror": []map[string]any{{"location": "m.io/x"}}}}}
@@ -291,6 +302,53 @@ func FuzzPolicy(f *testing.F) {
 		var empty signature.PolicyRequirements
 		if p, err := signature.NewPolicyFromFile(filepath.Join(dir, "policy.json")); err == nil && len(p.Default) == len(empty) {
 			t.Errorf("accepted without a default: %s", text)
+		}
+	})
+}
+
+// FuzzRead reads anything as cdh.toml and as kernel parameters.
+func FuzzRead(f *testing.F) {
+	f.Add("[image]\nwork_dir = \"/w\"\nmax_concurrent_layer_downloads_per_image = 5\n[[image.registry_config.registry]]\nlocation = \"l\"\n", "")
+	f.Add("[kbc]", "agent.https_proxy=http://p:1 agent.image_policy_file=kbs:///p agent.enable_signature_verification=true")
+	f.Add("image = 3", "=")
+	dir := f.TempDir() // each worker's own
+	f.Fuzz(func(t *testing.T, text, cmdline string) {
+		conf, params := filepath.Join(dir, "cdh.toml"), filepath.Join(dir, "cmdline")
+		for path, content := range map[string]string{conf: text, params: cmdline} {
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := Read(conf, params)
+		if err != nil {
+			return
+		}
+		if !strings.HasPrefix(c.WorkDir, "/") || c.Concurrency < 1 || c.Concurrency > maxConcurrency {
+			t.Errorf("accepted: %+v", c)
+		}
+		for _, variable := range c.Proxy.environment() {
+			if name, _, ok := strings.Cut(variable, "="); !ok || !strings.HasSuffix(name, "_PROXY") {
+				t.Errorf("sets %q", variable)
+			}
+		}
+	})
+}
+
+// FuzzRegistries reads anything as registries.conf: what is written is what
+// containers/image reads, or refuses too.
+func FuzzRegistries(f *testing.F) {
+	f.Add("[[registry]]\nprefix = \"a.io\"\nlocation = \"b.io\"\n[[registry.mirror]]\nlocation = \"m.io\"\n")
+	f.Add("unqualified-search-registries = [\"x\"]")
+	f.Add("registry = 1")
+	f.Fuzz(func(t *testing.T, text string) {
+		dir := t.TempDir()
+		files, err := Config{RegistriesURI: file(t, text)}.Write(t.Context(), dir, nil)
+		if err != nil {
+			return
+		}
+		sys := &types.SystemContext{SystemRegistriesConfPath: files.Registries, SystemRegistriesConfDirPath: files.Empty}
+		if search, err := sysregistriesv2.UnqualifiedSearchRegistries(sys); err == nil && len(search) == 0 && !strings.Contains(text, "unqualified-search-registries") {
+			t.Errorf("no search list: %s", text)
 		}
 	})
 }
