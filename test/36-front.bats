@@ -87,16 +87,29 @@ volume() { printf '.mounts = [{container_path: "/v", readonly: true, image: {ima
 	done
 }
 
-@test "an image volume of a guest-pull container is refused, and says so" {
-	local name
+@test "an image volume of a guest-pull container: content from the pod, and nothing of the host's" {
+	local name ctr data
+	data=$(push_image volume-data:1 --layer /model/weights=heavy)
 	image volume-guest
 	guest_pull "$REF"
 	BEFORE=$(everything)
-	for name in "$REF" "$ID" "$BUSYBOX" "$REGISTRY/none:1"; do
-		refused "code = Unimplemented" create_ctr "$GUEST" guest v "$ID=$REF" "$(volume "$name")" -- "${SLEEP[@]}"
-		assert_contains "$output" "image volumes"
+	# What nobody has pulled, and what leads out of the image.
+	refused "code = NotFound" create_ctr "$GUEST" guest v "$ID=$REF" "$(volume "$REGISTRY/none:1")" -- "${SLEEP[@]}"
+	for name in ../etc /etc; do
+		refused "code = InvalidArgument" create_ctr "$GUEST" guest v "$ID=$REF" \
+			"$(volume "$REF") | .mounts[0].image_sub_path = \"$name\"" -- "${SLEEP[@]}"
 		assert_contains "$output" "$name"
 	done
+	# As kubelet does: the volume's image is pulled for the pod, and mounted by its ID.
+	ctr=$(run_ctr "$GUEST" guest v "$ID=$REF" "$(volume "$(pull_image "$data" guest)")" -- "${SLEEP[@]}")
+	assert_eq "$(crictl exec -s "$ctr" cat /v/model/weights)" heavy
+	run ! crictl exec -s "$ctr" touch /v/new
+	assert_contains "$output" "Read-only"
+	crictl rm -f "$ctr"
+	ctr=$(run_ctr "$GUEST" guest v "$ID=$REF" "$(volume "$data") | .mounts[0].image_sub_path = \"model\"" -- "${SLEEP[@]}")
+	assert_eq "$(crictl exec -s "$ctr" cat /v/weights)" heavy
+	crictl rm -f "$ctr"
+	husk rm "$data"
 }
 
 # volume_outcome CLIENT IMAGE: what becomes of an ordinary container with an image volume.

@@ -9,6 +9,8 @@ load kubelet
 setup_file() {
 	node_up
 	tenants_up
+	guest_credential
+	base_images
 	husk_start
 }
 

@@ -50,8 +50,8 @@ teardown() {
 }
 
 @test "metrics say what the registry's log says" {
-	local mark auth_mark requests bytes
-	run_pod guest husk
+	local mark auth_mark requests bytes pod
+	pod=$(run_pod guest husk)
 	pod_json locked '.metadata.namespace = "locked"' >/dev/null
 	mark=$(log_mark)
 	auth_mark=$(log_mark --auth-registry)
@@ -63,12 +63,21 @@ teardown() {
 	assert_eq "$(metric 'husk_pulls_total{handler="husk",outcome="policy-refused"}')" 1
 	assert_eq "$(metric 'husk_pull_seconds_count{handler="husk"}')" 3
 	assert_eq "$(metric husk_pulls_in_progress)" 0
-	requests=$({ log_since "$mark" && log_since "$auth_mark" --auth-registry; } | jq -s length)
-	bytes=$({ log_since "$mark" && log_since "$auth_mark" --auth-registry; } |
-		jq -s '[.[] | select(.status == 200 and (.path | test("/(manifests|blobs)/"))).bytes] | add')
+	# The pod's own requests, for the layers, are not husk's.
+	requests=$({ log_since "$mark" && log_since "$auth_mark" --auth-registry; } |
+		jq -s --arg ip "$NODE_IP" 'map(select(.remote == $ip)) | length')
+	bytes=$({ log_since "$mark" && log_since "$auth_mark" --auth-registry; } | jq -s --arg ip "$NODE_IP" \
+		'[.[] | select(.remote == $ip and .status == 200 and (.path | test("/(manifests|blobs)/"))).bytes] | add')
 	assert_eq "$(metric husk_pull_registry_requests_total)" "$requests"
 	assert_eq "$(metric husk_pull_registry_bytes_total)" "$bytes"
 	assert_eq "$(metric husk_layer_bytes_not_read_total)" "$LAYER_BYTES"
+	# Nobody pulls layers of what has no metadata.
+	assert_eq "$(metric 'husk_layer_pulls_total{handler="husk",outcome="ok"}')" 1
+	assert_eq "$(metric 'husk_layer_pull_seconds_count{handler="husk"}')" 1
+	assert_eq "$(metric husk_layer_pulls_in_progress)" 0
+	assert_eq "$(metric husk_layer_pulled_bytes_total)" "$LAYER_BYTES"
+	assert_eq "$(husk images --sandboxes --format '{{.Sandbox}} {{.ImageID}}' | grep "^$pod")" "$pod $IMAGE_ID"
+	(($(metric husk_sandboxes) >= 1 && $(metric husk_sandbox_images) >= 1))
 	assert_eq "$(metric husk_records)" 1
 	assert_eq "$(metric husk_records_bytes)" "$(husk images --format '{{.StoredBytes}}')"
 	assert_eq "$(metric "husk_build_info{version=\"$(husk version --format '{{.Version}}')\"}")" 1

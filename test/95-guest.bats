@@ -143,6 +143,29 @@ overlays() { in_guest grep -c " $G/m/bundles/.* - overlay " /proc/self/mountinfo
 	assert_eq "$(in_guest cat "$G/m/bundles/b/rootfs/data")" "from encrypted" "the other"
 }
 
+@test "two pulls of one image at once fetch it once" {
+	: >"$G/access.log"
+	pull "$(pinned plain)" a >"$G/a.out" 3>&- &
+	local other=$!
+	run -0 pull "$(pinned plain)" b
+	wait "$other"
+	assert_eq "$output $(cat "$G/a.out")" "$(jq -r '"\(.digest) \(.digest)"' "$G/plain.json")" "digests"
+	assert_eq "$(jq -s --slurpfile i "$G/plain.json" '[$i[0].instances[0].layers[].digest] as $layers |
+		map(select(.method == "GET" and (.path | split("/") | last | IN($layers[])))) | length == ($layers | length)' "$G/access.log")" \
+		true "requests for layers: $(cat "$G/access.log")"
+	assert_eq "$(overlays)" 2 "mounts"
+}
+
+@test "after a restart, what was pulled needs no network" {
+	pull "$(pinned encrypted)" a
+	stop_husk
+	serve
+	: >"$G/access.log"
+	pull "$(pinned encrypted)" b
+	assert_eq "$(cat "$G/access.log")" "" "requests"
+	assert_eq "$(in_guest cat "$G/m/bundles/b/rootfs/data")" "from encrypted" "content"
+}
+
 @test "an orderly end leaves nothing but the layers" {
 	pull "$(pinned plain)" a
 	in_guest mkdir "$G/m/bundles/b"
@@ -233,6 +256,12 @@ overlays() { in_guest grep -c " $G/m/bundles/.* - overlay " /proc/self/mountinfo
 	assert_eq "$(jq -r '[.name, .reference, .manifest_digest] | join(" ")' <<<"$output")" \
 		"$REGISTRY/plain:1 $(pinned plain) $(jq -r .digest "$G/plain.json")" "pull"
 	assert_eq "$(in_guest ls "$G/m/run")" "" "files with credentials"
+	# shellcheck disable=SC2154
+	[[ $stderr != *layersDone* && $stderr != *$'\r'* ]] || fail "progress without a terminal: $stderr"
+	# shellcheck disable=SC2046
+	run -0 --separate-stderr "${guest[@]}" pull $(flags) --progress json "oci:$G/layout:encrypted"
+	assert_eq "$(jq -sc 'map(select(has("layers"))) | last | [.layers == .layersDone, .bytes == .bytesDone, .bytes > 0]' <<<"$stderr")" \
+		'[true,true,true]' "lines of JSON, the log's too: $stderr"
 	local store=(--cdh-config "$G/cdh.toml" --kernel-parameters /dev/null)
 	run -0 "${guest[@]}" images "${store[@]}" --format '{{.ImageID}}'
 	run -0 "${guest[@]}" inspect "${store[@]}" "${output:0:12}"

@@ -19,27 +19,35 @@ tool() {
 	echo "$built"
 }
 
-# tenants_up starts the tenants' registry as a daemon of the node, and makes CRI-O, husk and the guests trust it: it
-# speaks TLS, because guests give the node's credentials to no registry that nothing verifies. It has the three images by
-# the tag base.
+# tenants_up [FLAG OF fakeregistry...] starts the tenants' registry as a daemon of the node, and makes CRI-O, husk and the
+# guests trust it. It speaks TLS: guests give the node's credentials to no registry that nothing verifies.
 tenants_up() {
 	KUBELET=$(tool kubelet)
 	FAKEREGISTRY=$(tool fakeregistry)
 	# CRI-O and husk have no setting for certs.d: they look in their home first.
-	export KUBELET TENANTS=$NODE_IP:5580 REQUESTS=$HUSK_TMP/tenants.jsonl OUT=$HUSK_TMP/out CERTS=$NODE_DIR/home/.config/containers/certs.d
+	export KUBELET FAKEREGISTRY TENANTS=$NODE_IP:5580 REQUESTS=$HUSK_TMP/tenants.jsonl OUT=$HUSK_TMP/out CERTS=$NODE_DIR/home/.config/containers/certs.d
 	mkdir -p "$OUT"
 	local who
 	for who in admin:$ADMIN alice:$ALICE bob:$BOB guest:$GUEST alice:$WRONG; do credential "${who%%:*}" "${who#*:}"; done
-	jq -n --arg r "$TENANTS" --arg a "$(printf 'guest:%s' $GUEST | base64 -w0)" '{auths: {($r): {auth: $a}}}' >"$HUSK_TMP/guest-auth.json"
-	printf '%s = "%s"\n' auth_file "$HUSK_TMP/guest-auth.json" certs_dir "$CERTS" >>"$HUSK_TMP/shim.toml"
-	testnode start --dir "$NODE_DIR" tenants "$FAKEREGISTRY" --listen "$TENANTS" --log "$REQUESTS" --certs-d "$CERTS" \
+	echo "certs_dir = \"$CERTS\"" >>"$HUSK_TMP/shim.toml"
+	testnode start --dir "$NODE_DIR" tenants "$FAKEREGISTRY" --listen "$TENANTS" --log "$REQUESTS" --certs-d "$CERTS" "$@" \
 		--user admin:$ADMIN --user guest:$GUEST --user "alice:$ALICE=tenants/alice" --user "bob:$BOB=tenants/bob"
-	eventually 10 tenants_curl "$TENANTS/v2/" || return 1
-	local pids=()
+	eventually 10 tenants_curl "$TENANTS/v2/"
+}
+
+# guest_credential lets guests pull from that registry without a secret of their pod.
+guest_credential() {
+	jq -n --arg r "$TENANTS" --arg a "$(printf 'guest:%s' $GUEST | base64 -w0)" '{auths: {($r): {auth: $a}}}' >"$HUSK_TMP/guest-auth.json"
+	echo "auth_file = \"$HUSK_TMP/guest-auth.json\"" >>"$HUSK_TMP/shim.toml"
+}
+
+# base_images gives the registry the three images by the tag base.
+base_images() {
+	local pid pids=()
 	base_image uid 1234 & pids+=("$!")
 	base_image name web & pids+=("$!")
 	base_image none "" & pids+=("$!")
-	for who in "${pids[@]}"; do wait "$who" || return 1; done
+	for pid in "${pids[@]}"; do wait "$pid" || return 1; done
 }
 
 # tenants_curl ARGUMENT...: curl, which speaks to that registry alone.
@@ -155,6 +163,53 @@ delete() {
 	done
 }
 
+# message NAME-VERB: why the container of a pod of one does not run.
+message() { said "$1" '.containers[0].message'; }
+
+# again NAME [FLAG...]: the next sync of a pod; "--after 15s" is past the back-off.
+again() { launch sync "$1" "${@:2}"; }
+
+# refused NAME REASON TEXT...: the run of a pod has failed in its pull with that reason and text.
+refused() {
+	local text
+	none "$1-run" "$2" || return 1
+	for text in "${@:3}"; do assert_contains "$(message "$1-run")" "$text" || return 1; done
+}
+
+# backs_off NAME: the next sync says why there is no image, and asks nobody.
+backs_off() {
+	none "$1-sync" ImagePullBackOff || return 1
+	said "$1-sync" '.pulls == 0' || fail "$1 pulled again at once"
+	assert_contains "$(message "$1-sync")" "$(said "$1-run" '.containers[0].reason')"
+}
+
+# pulls_again NAME: the sync after that has pulled, and its container runs.
+pulls_again() {
+	assert_eq "$(said "$1-sync" .pulls)" 1 "pulls of $1" || return 1
+	assert_eq "$(outputs "$1-sync")" 1234
+}
+
+# in_sandbox SANDBOX COMMAND...: in the mount namespace of the pod's shim, which alone sees the pod's store.
+in_sandbox() { nsenter -t "$(pgrep -f "containerd-shim-husk-v2.*$1" | head -1)" -m "${@:2}"; }
+
+# ---- requests and faults ----
+
+# layers_of NAME:TAG: the digests of the layers of what push built, the lowest first.
+layers_of() { jq -r '.instances[0].layers[].digest' "$HUSK_TMP/tmp/${1//[:\/]/-}.json"; }
+
+# faults [MATCH=FAULT...]: from now on the registry, started with --faults "$FAULTS", has these; none, and it is honest.
+faults() {
+	printf '%s\n' "$@" >"$FAULTS.new"
+	mv "$FAULTS.new" "$FAULTS"
+}
+
+mark() { wc -l <"$REQUESTS"; }
+
+# requests JQ prints the registry's requests since MARK that are like that, with "from", the address that asked.
+requests() { tail -n "+$((MARK + 1))" "$REQUESTS" | jq -c ".from = (.remote | split(\":\")[0]) | select($1)"; }
+
 # asked JQ: how many requests to the registry are like that.
 asked() { jq -s "[.[] | select($1)] | length" "$REQUESTS"; }
-layer_fetches() { asked '.user == "guest" and (.path | contains("/blobs/")) and .status == 200'; }
+
+# layer_fetches: how many blobs it has sent to pods.
+layer_fetches() { asked '(.remote | startswith("'"$NODE_IP"':") | not) and (.path | contains("/blobs/")) and .status == 200'; }

@@ -87,10 +87,7 @@ func (k *layersKit) build(ctx context.Context, shape layerShape, form layerForm)
 		Image: shape.name, Form: form.name, Layers: shape.layers, Runs: map[string]LayersRun{},
 		UnpackedBytes: int64(shape.layers) * int64(shape.files) * int64(shape.bytes),
 	}
-	spec := images.Spec{Compression: form.compression}
-	for n := range shape.layers {
-		spec.Layers = append(spec.Layers, images.Layer{Tar: func(tw *tar.Writer) error { return shape.write(tw, uint64(n)) }})
-	}
+	spec := images.Spec{Compression: form.compression, Layers: shape.layersOf()}
 	if form.encrypted {
 		spec.Encrypt = &images.Encryption{PublicKeys: [][]byte{k.public}}
 	}
@@ -100,6 +97,15 @@ func (k *layersKit) build(ctx context.Context, shape layerShape, form layerForm)
 	}
 	job.Digest, c.StoredBytes = summary.Digest.String(), summary.Instances[0].Bytes
 	return job, c, images.Push(ctx, job.Layout, "t", job.Repository+":t")
+}
+
+// layersOf are the layers of an image of that shape.
+func (s layerShape) layersOf() []images.Layer {
+	layers := make([]images.Layer, s.layers)
+	for n := range layers {
+		layers[n].Tar = func(tw *tar.Writer) error { return s.write(tw, uint64(n)) }
+	}
+	return layers
 }
 
 // write makes the files of one layer.

@@ -16,7 +16,7 @@ import (
 )
 
 // benchTimeout bounds the whole run.
-const benchTimeout = 40 * time.Minute
+const benchTimeout = 60 * time.Minute
 
 func main() { rig.Main("bench", benchTimeout, run) }
 
@@ -30,9 +30,12 @@ func run(ctx context.Context, args []string) (err error) {
 	out := flags.String("out", "build/bench", "write results into `directory`")
 	only := flags.String("only", "", "run this `benchmark` alone")
 	layers := layersOptions{tmpfs: true}
-	flags.IntVar(&layers.scale, "layers-scale", 4, "divide the images of the layer engines by `N`")
+	flags.IntVar(&layers.scale, "layers-scale", 1, "divide the images of the layer engines by `N`")
 	flags.IntVar(&layers.rounds, "layers-rounds", 3, "pull each of them `N` times")
 	flags.StringVar(&layers.only, "layers-only", "", "pull only the image of this `shape`")
+	var starts podStartOptions
+	flags.IntVar(&starts.scale, "podstart-scale", 1, "divide the images of the pod starts by `N`")
+	flags.IntVar(&starts.rounds, "podstart-rounds", 7, "start each of the pods `N` times")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -56,6 +59,7 @@ func run(ctx context.Context, args []string) (err error) {
 		{"memory", measureMemory},
 		{"pull", measurePull},
 		{"requests", measureRequests},
+		{"podstart", func(ctx context.Context, r *rig.Rig) (any, error) { return measurePodStart(ctx, r, starts) }},
 		{"burst", measureBurst},
 		{"front", measureFront},
 		{"scale", func(ctx context.Context, r *rig.Rig) (any, error) { return measureScale(ctx, r, opts) }},

@@ -32,6 +32,7 @@ type settings struct {
 	log, certs string
 	mutual     bool
 	faults     []faultFlag
+	faultFile  string
 }
 
 func parse(args []string) (settings, error) {
@@ -65,6 +66,7 @@ func parse(args []string) (settings, error) {
 		s.faults = append(s.faults, f)
 		return err
 	})
+	flags.StringVar(&s.faultFile, "faults", "", "further faults, one a line, from this `file`, which may change at any time")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
@@ -113,6 +115,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 		for _, f := range s.faults {
 			r.On(f.match, f.fault)
+		}
+		if s.faultFile != "" {
+			file := &faultFile{path: filepath.Clean(s.faultFile)}
+			r.On(file.matches, file.serve)
 		}
 		if _, err := fmt.Fprintln(out, r.Host()); err != nil {
 			return err

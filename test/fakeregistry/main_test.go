@@ -47,6 +47,40 @@ func TestServesUntilCancelled(t *testing.T) {
 	g.Expect(line).To(And(HaveKeyWithValue("user", "ann"), HaveKeyWithValue("status", 200.0), HaveKeyWithValue("path", "/v2/")))
 }
 
+// TestFaultFile: what stands in the file holds from then on, and no longer.
+func TestFaultFile(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	file := filepath.Join(t.TempDir(), "faults")
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	ended := make(chan error)
+	go func() { ended <- run(ctx, []string{"--faults", file}, w) }()
+	host, err := bufio.NewReader(r).ReadString('\n')
+	g.Expect(err).NotTo(HaveOccurred())
+	ping := func() int {
+		resp, err := http.Get("http://" + strings.TrimSpace(host) + "/v2/")
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(resp.Body.Close()).To(Succeed())
+		return resp.StatusCode
+	}
+	g.Expect(ping()).To(Equal(http.StatusOK))
+	for text, want := range map[string][]int{
+		"any=status:503":                         {503, 503},
+		"ping=status:500\n\nping=status:503*1\n": {503, 200},
+		"blob=status:503":                        {200},
+		"nonsense":                               {http.StatusTeapot},
+		"":                                       {200},
+	} {
+		g.Expect(os.WriteFile(file, []byte(text), 0o600)).To(Succeed())
+		for _, status := range want {
+			g.Expect(ping()).To(Equal(status), "%q", text)
+		}
+	}
+	cancel()
+	g.Expect(<-ended).To(Succeed())
+}
+
 func TestFlags(t *testing.T) {
 	t.Parallel()
 	for args, ok := range map[string]bool{

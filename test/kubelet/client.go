@@ -35,7 +35,7 @@ type call struct {
 }
 
 func dial(socket string) (*client, error) {
-	c := new(client)
+	c := &client{calls: []call{}}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(c.record))
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", socket, err)

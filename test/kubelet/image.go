@@ -18,6 +18,7 @@ var (
 	errImageInspect          = errors.New("ImageInspectError")
 	errImageNeverPull        = errors.New("ErrImageNeverPull")
 	errImagePull             = errors.New("ErrImagePull")
+	errImagePullBackOff      = errors.New("ImagePullBackOff")
 	errCreateContainerConfig = errors.New("CreateContainerConfigError")
 	errCreateContainer       = errors.New("CreateContainerError")
 	errRunContainer          = errors.New("RunContainerError")
@@ -110,7 +111,7 @@ func (k *kubelet) pull(ctx context.Context, p *pod, image string, spec *cri.Imag
 			return "", err
 		}
 	}
-	ref, used, pullErr := k.tryCredentials(ctx, p, spec, config)
+	ref, used, pullErr := k.pullUnlessBackOff(ctx, p, image, spec, config)
 	if k.pulled != nil {
 		if err := k.pulled.update(func(r *pullRecords) {
 			if pullErr == nil {
@@ -121,12 +122,23 @@ func (k *kubelet) pull(ctx context.Context, p *pod, image string, spec *cri.Imag
 			return "", err
 		}
 	}
-	if pullErr != nil {
-		return "", because(pullReason(pullErr), pullErr)
+	return ref, pullErr
+}
+
+// pullUnlessBackOff is the rest of imageManager.pullImage.
+func (k *kubelet) pullUnlessBackOff(ctx context.Context, p *pod, image string, spec *cri.ImageSpec, config *cri.PodSandboxConfig) (string, *secret, error) {
+	if err := p.inBackOff(image, k.node.now()); err != nil {
+		return "", nil, err
+	}
+	ref, used, err := k.tryCredentials(ctx, p, spec, config)
+	if err != nil {
+		why := pullError(image, err)
+		p.pullFailed(image, k.node.now(), why)
+		return "", nil, why
 	}
 	// pkg/kubelet/images/puller.go: the size, for the event; an error means nothing.
 	_, _ = k.cri.imageStatus(ctx, spec)
-	return ref, nil
+	return ref, used, nil
 }
 
 // tryCredentials is kubeGenericRuntimeManager.PullImage (kuberuntime/kuberuntime_image.go).
@@ -150,14 +162,16 @@ func (k *kubelet) tryCredentials(ctx context.Context, p *pod, spec *cri.ImageSpe
 	return "", nil, errors.New("[" + strings.Join(failed, ", ") + "]") // utilerrors.Aggregate
 }
 
-// pullReason is evalCRIPullErr: kubelet tells the errors of the CRI by how the text begins.
-func pullReason(err error) error {
-	for _, sentinel := range []error{crierrors.ErrRegistryUnavailable, crierrors.ErrSignatureValidationFailed} {
-		if strings.HasPrefix(err.Error(), sentinel.Error()) {
-			return sentinel
+// pullError is evalCRIPullErr: kubelet tells the errors of the CRI by how the text begins.
+func pullError(image string, err error) *reasoned {
+	for sentinel, why := range map[error]string{
+		crierrors.ErrRegistryUnavailable: "the registry is unavailable", crierrors.ErrSignatureValidationFailed: "the signature validation failed",
+	} {
+		if rest, ok := strings.CutPrefix(err.Error(), sentinel.Error()); ok {
+			return &reasoned{sentinel, fmt.Sprintf("image pull failed for %s because %s%s", image, why, rest)}
 		}
 	}
-	return errImagePull
+	return &reasoned{errImagePull, err.Error()}
 }
 
 // withDefaultTag is applyDefaultImageTag.

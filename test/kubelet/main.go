@@ -4,12 +4,14 @@
 // k8s.io/kubernetes v1.34.4. It prints, as JSON, what every call was answered.
 //
 //	kubelet run     [FLAG...] --name NAME --container NAME=IMAGE... [-- COMMAND...]
+//	kubelet sync    [FLAG...] --name NAME [--after DURATION] [--creds USER:PASSWORD...]
 //	kubelet restart [FLAG...] --name NAME
 //	kubelet delete  [FLAG...] --name NAME
 //	kubelet gc      [FLAG...] [--name-handler]
 //
 // What it knows of a pod lies below --dir between two runs. A container that does not
-// come to run is no error of this command: the answer says kubelet's reason.
+// come to run is no error of this command: the answer says kubelet's reason. sync is the
+// next sync of a pod, in which kubelet tries those again; new secrets replace the pod's.
 package main
 
 import (
@@ -21,6 +23,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +37,8 @@ const kubeletTimeout = 2 * time.Minute
 func main() {
 	rig.Main("kubelet", kubeletTimeout, func(ctx context.Context, args []string) error { return run(ctx, args, os.Stdout) })
 }
+
+const sayVerb = "say run, sync, restart, delete or gc"
 
 // settings are the command line.
 type settings struct {
@@ -58,6 +63,7 @@ func parse(verb string, args []string) (settings, error) {
 		}
 		return nil
 	})
+	flags.DurationVar(&s.After, "after", 0, "how much later it is than the clock says")
 	flags.BoolVar(&s.ensureSecretPulledImage, "ensure-secret-pulled-images", false, "the feature gate KubeletEnsureSecretPulledImages")
 	flags.BoolVar(&s.nameHandler, "name-handler", false, "gc: name the handler of what is removed, which kubelet does not")
 	p := &s.pod
@@ -119,7 +125,7 @@ func pair(v string, into *map[string]string) error {
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if len(args) == 0 {
-		return errors.New("say run, restart, delete or gc")
+		return errors.New(sayVerb)
 	}
 	s, err := parse(args[0], args[1:])
 	if err != nil {
@@ -152,6 +158,16 @@ func (k *kubelet) do(ctx context.Context, verb string, s settings) (any, error) 
 		}
 		result, err := k.syncPod(ctx, p)
 		return result, errors.Join(err, k.node.save(p))
+	case "sync":
+		secrets := slices.Clone(p.Secrets) // load writes into them
+		if err := k.node.load(p); err != nil {
+			return nil, err
+		}
+		if len(secrets) > 0 {
+			p.Secrets = secrets
+		}
+		result, err := k.startContainers(ctx, p)
+		return result, errors.Join(err, k.node.save(p))
 	case "restart":
 		if err := k.node.load(p); err != nil {
 			return nil, err
@@ -170,7 +186,7 @@ func (k *kubelet) do(ctx context.Context, verb string, s settings) (any, error) 
 	case "gc":
 		return k.deleteUnusedImages(ctx, s.nameHandler)
 	}
-	return nil, fmt.Errorf("%q: say run, restart, delete or gc", verb)
+	return nil, fmt.Errorf("%q: %s", verb, sayVerb)
 }
 
 // save keeps a pod for the next run, load gets it back by its UID.

@@ -40,7 +40,8 @@ type pod struct {
 	Secrets      []secret    `json:"secrets,omitempty"`
 	Containers   []container `json:"containers"`
 
-	Sandbox string `json:"sandbox,omitempty"` // ID of its sandbox
+	Sandbox string             `json:"sandbox,omitempty"` // ID of its sandbox
+	BackOff map[string]backOff `json:"backOff,omitempty"` // of pulls that failed, by image
 }
 
 // container is a v1.Container and its present instance.
@@ -61,7 +62,12 @@ type node struct {
 	DNS          string
 	// Gate is the feature gate RuntimeClassInImageCriApi.
 	Gate bool
+	// After is how much later it is than the clock says: a test need not wait for a
+	// back-off to end.
+	After time.Duration
 }
+
+func (n node) now() time.Time { return time.Now().Add(n.After) }
 
 func (n node) podDir(p *pod) string { return filepath.Join(n.Root, "pods", p.UID) }
 

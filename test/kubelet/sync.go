@@ -59,10 +59,14 @@ func (k *kubelet) syncPod(ctx context.Context, p *pod) (synced, error) {
 	return k.startContainers(ctx, p)
 }
 
+// startContainers starts the containers that do not run.
 func (k *kubelet) startContainers(ctx context.Context, p *pod) (synced, error) {
 	result := synced{Sandbox: p.Sandbox, Containers: []containerSynced{}}
 	for i := range p.Containers {
 		c := &p.Containers[i]
+		if c.ID != "" {
+			continue
+		}
 		one, err := k.startContainer(ctx, p, c)
 		if err == nil {
 			err = k.observe(ctx, p, c, &one)
