@@ -317,6 +317,11 @@ held() { husk images --sandboxes --format json | jq -c --arg s "$1" '.[] | selec
 		assert_eq "$(requests ".from == \"$ip\"" | jq -rs 'map(.user | select(. != "")) | unique | join(" ")')" "$who" "who asked as $who"
 		assert_eq "$(requests ".from == \"$ip\"" | jq -rs 'map(.path | split("/")[3] | select(. != "" and . != null)) | unique | join(" ")')" "$who" "repositories"
 	done
+	# A second pod of Alice's pulls with her secret too, although the node has the image's record.
+	start twin "$APP" "alice:$ALICE" --namespace alice --gate on
+	landed
+	assert_eq "$(outputs twin-run)" 1234
+	assert_eq "$(said twin-run .pulls)" 1 "pulls of the second pod"
 	MARK=$(mark)
 	for gate in off on; do
 		start "bare-$gate" "$APP" "" --namespace bare --gate "$gate" --ensure-secret-pulled-images
@@ -327,11 +332,10 @@ held() { husk images --sandboxes --format json | jq -c --arg s "$1" '.[] | selec
 		refused "bare-$gate" ErrImagePull "code = Unauthenticated"
 		refused "other-$gate" ErrImagePull "code = Unauthenticated"
 	done
-	# A kubelet that does not check whose image it is goes straight to the container.
+	# A kubelet that does not check whose image it is is told that this pod has none.
 	start present "$APP" "" --namespace bare --gate on
 	landed
-	said present-run '.pulls == 0 and .containers[0].reason == "CreateContainerError"'
-	assert_contains "$(message present-run)" "$TENANTS/tenants/alice"
+	refused present ErrImagePull "code = Unauthenticated"
 	assert_eq "$(fetched)" 0
 	assert_eq "$(requests '.status == 200 and (.path | contains("/alice/"))')" ""
 }

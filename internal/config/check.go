@@ -65,8 +65,12 @@ func (l *Loaded) validate(path string) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
-		if n := c.Handlers[name].MaxLayers; n < 0 {
-			l.refuse(handlersKey+"."+name+".max_layers", "use 1 or more", "%d is negative", n)
+		h := c.Handlers[name]
+		if h.MaxLayers < 0 {
+			l.refuse(handlersKey+"."+name+".max_layers", "use 1 or more", "%d is negative", h.MaxLayers)
+		}
+		if !slices.Contains([]string{"", PresencePod, PresenceNode}, h.Presence) {
+			l.refuse(handlersKey+"."+name+".presence", "use pod or node", "%q is neither", h.Presence)
 		}
 	}
 }

@@ -65,12 +65,22 @@ type Config struct {
 	Handlers map[string]Handler `toml:"handlers" json:"handlers"`
 }
 
+// What is present to a pod of Husk's shim: what its own store holds, or every record of
+// the node.
+const (
+	PresencePod  = "pod"
+	PresenceNode = "node"
+)
+
 // Handler is the entry [handlers.NAME].
 type Handler struct {
 	// PinDigest tells the guest repo@digest, or the tag when it is false. Zero: true.
 	PinDigest *bool `toml:"pin_digest" json:"pin_digest,omitempty"`
 	// PullInSandbox fetches the metadata from within the pod's network namespace.
 	PullInSandbox bool `toml:"pull_in_sandbox" json:"pull_in_sandbox"`
+	// Presence is [PresencePod] or [PresenceNode]: what is present to a pod of Husk's shim.
+	// Zero: PresencePod.
+	Presence string `toml:"presence" json:"presence,omitempty"`
 	// MaxImageSize is what the layers of an image may add up to, in bytes as its
 	// manifest says them. Zero: no limit.
 	MaxImageSize Size `toml:"max_image_size" json:"max_image_size"`

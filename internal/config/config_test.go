@@ -120,6 +120,7 @@ func TestLoadRefuses(t *testing.T) {
 		`log_format = "xml"`:                   {"log_format", "no format"},
 		`max_pulls = -1`:                       {"max_pulls", "negative"},
 		`max_pulls = "many"`:                   {"max_pulls", "incompatible types"},
+		"[handlers.x]\npresence = \"all\"":     {"handlers.x.presence", "neither"},
 		`pull_timeout = "-1s"`:                 {"pull_timeout", "negative"},
 		`pull_timeout = "1 day"`:               {"pull_timeout", "no duration"},
 		`record_ttl = "soon"`:                  {"record_ttl", "no duration"},

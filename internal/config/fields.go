@@ -47,6 +47,7 @@ func Fields() []Field {
 		{"log_format", "form of the log: text or json", "text", `"text"`, true},
 		{"handlers.NAME.pin_digest", "tell the guest repo@digest; false tells it the tag, for policies that match tags", "true", "true", false},
 		{"handlers.NAME.pull_in_sandbox", "fetch the metadata from the pod's network, with its resolv.conf and in its cgroup", "from the host's network", "true", false},
+		{"handlers.NAME.presence", "what is present to a pod of Husk's shim when kubelet asks for it by handler: what its own store holds (pod), or every record of the node (node); see operate.md", "pod", `"node"`, false},
 		{"handlers.NAME.max_image_size", "refuse images whose layers add up to more than this, by what the manifest says", "no limit", `"2GiB"`, false},
 		{"handlers.NAME.max_layers", "refuse images with more layers than this", "only the built-in limit", "64", false},
 	}

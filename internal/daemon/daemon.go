@@ -51,7 +51,7 @@ func (s *Settings) Handler(name string) (front.Handler, bool) {
 	own := s.Config.Handlers[name]
 	return front.Handler{
 		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !s.Config.PinDigest(name),
-		PullsLayers: conf.PullsLayers(), PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
+		PullsLayers: conf.PullsLayers(), PresentOnNode: own.Presence == config.PresenceNode, PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
 	}, ok
 }
 
@@ -109,9 +109,14 @@ func (d *daemon) FetchAt(ctx context.Context, at front.Place, req manifestonly.R
 	return kept.image(err), result.Stats, err
 }
 
-// Commit implements front.Puller.
+// Commit implements front.Puller. A client that leaves does not wait for a store that CRI-O
+// has locked.
 func (d *daemon) Commit(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
-	return manifestonly.Commit(ctx, img, d.store)
+	result, err := d.flights.Do(ctx, d.unshared(manifestonly.Request{}, "commit"), func(ctx context.Context) (manifestonly.Result, error) {
+		record, err := manifestonly.Commit(ctx, img, d.store)
+		return manifestonly.Result{Record: record}, err
+	})
+	return result.Record, named(err, "commit "+img.Pulled.Reference.String())
 }
 
 // uncommitted is the store for a pull that is not to make a record yet: what the store
@@ -140,7 +145,7 @@ func (u *uncommitted) image(err error) manifestonly.Image {
 func (d *daemon) alone(ctx context.Context, s *Settings, place podpull.Place, req manifestonly.Request,
 	pull func(context.Context) (manifestonly.Result, error),
 ) (manifestonly.Result, error) {
-	return d.fly(ctx, d.flights.Key(req, fmt.Sprintf("%p %q %d", s, place, d.fetches.Add(1))), req, pull)
+	return d.fly(ctx, d.unshared(req, fmt.Sprintf("%p %q", s, place)), req, pull)
 }
 
 // placeOf finds where a pull runs. A pod's own cgroup wins over separate_pull_cgroup.

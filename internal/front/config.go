@@ -40,6 +40,9 @@ type Handler struct {
 	// PullsLayers says that the shims of its pods pull layers when they are asked to, as
 	// Husk's do: inside PullImage then, and not when a container is created.
 	PullsLayers bool
+	// PresentOnNode shows presence checks of its pods every record of the node. Zero: where
+	// PullsLayers, what the pod that asks holds.
+	PresentOnNode bool
 	// KeepTag tells the guest the tag instead of the digest. Zero: the digest.
 	KeepTag bool
 	// PullInSandbox makes even the metadata come from the pod's network, with its
@@ -73,11 +76,13 @@ type Puller interface {
 	Commit(ctx context.Context, img manifestonly.Image) (imageref.Record, error)
 }
 
-// LayerPuller has pods pull layers; [sandboxes.Client] does.
+// LayerPuller has pods pull layers, and asks what they hold; [sandboxes.Client] does.
 type LayerPuller interface {
 	// Pull returns when the pod's store holds the image, or cannot; [sandboxes.ErrOldShim]
 	// for a pod that will pull when a container is created.
 	Pull(ctx context.Context, req sandboxes.PullRequest) (sandboxes.Image, error)
+	// Images returns what the pod's store holds; [sandboxes.ErrOldShim] as Pull.
+	Images(ctx context.Context, sandboxID string) ([]sandboxes.Image, error)
 }
 
 // Place is where a pull runs that must not run where Husk does.

@@ -100,8 +100,10 @@ func (f *fakeCRIO) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequ
 		for k, v := range req.GetFilter().GetLabelSelector() {
 			matches = matches && s.Labels[k] == v
 		}
-		if matches {
-			answer.Items = append(answer.Items, &cri.PodSandbox{Id: s.Id, Metadata: s.Metadata, Labels: s.Labels})
+		if state := req.GetFilter().GetState(); matches && (state == nil || state.State == s.State) {
+			answer.Items = append(answer.Items, &cri.PodSandbox{
+				Id: s.Id, Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations, State: s.State, CreatedAt: s.CreatedAt,
+			})
 		}
 	}
 	return answer, nil

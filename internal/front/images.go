@@ -31,13 +31,30 @@ func (s *Server) imageStatus(c *call) error {
 		return err
 	}
 	if explicit && h.GuestPull {
-		found, err := s.find(c.ctx(), spec.GetImage(), imageref.Resolve)
-		if err != nil {
-			return err
-		}
-		return answerRecord(c, req, h.Name, found)
+		return s.statusForPod(c, req, h)
 	}
 	return s.statusOfAll(c, req, explicit)
+}
+
+// statusForPod answers a question that names a guest-pull handler, for the pod that asks.
+func (s *Server) statusForPod(c *call, req *cri.ImageStatusRequest, h Handler) error {
+	q, err := s.query(c.ctx(), req.GetImage().GetImage())
+	if err != nil {
+		return err
+	}
+	records, err := s.Records.List(c.ctx())
+	if err != nil {
+		return err
+	}
+	found := imageref.Resolve(records, q)
+	lacking, err := s.lacking(c.ctx(), h, req.GetImage(), q, found.Records)
+	if err != nil {
+		return err
+	}
+	if lacking {
+		found.Records = nil
+	}
+	return answerRecord(c, req, h.Name, found)
 }
 
 // statusOfAll answers a question that names no guest-pull handler. explicit says that it

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/containerd/ttrpc"
@@ -26,14 +27,15 @@ type TB interface {
 	Context() context.Context
 }
 
-// Shim answers for one pod. What is nil answers as a shim does that holds nothing. The
+// Shim answers for one pod. What is nil answers as a shim does that holds what it pulled. The
 // fields are set before it is started.
 type Shim struct {
 	// ID of the sandbox.
 	ID string
 	// Pull carries PullImage out. Zero: NotFound.
 	Pull func(context.Context, *shimv1.PullImageRequest, shimv1.Images_PullImageServer) error
-	// List answers ListImages, and Status ImageStatus. Zero: nothing is there.
+	// List answers ListImages. Zero: with the results of the pulls.
+	// Status answers ImageStatus. Zero: nothing is under way.
 	List   func(context.Context) (*shimv1.ListImagesResponse, error)
 	Status func(context.Context) (*shimv1.ImageStatusResponse, error)
 	// Remove answers RemoveImage. Zero: NotFound.
@@ -41,6 +43,7 @@ type Shim struct {
 
 	mu    sync.Mutex
 	pulls []*shimv1.PullImageRequest
+	held  []*shimv1.Image
 }
 
 var _ shimv1.ImagesService = (*Shim)(nil)
@@ -110,13 +113,31 @@ func (s *Shim) PullImage(ctx context.Context, req *shimv1.PullImageRequest, stre
 	if s.Pull == nil {
 		return Error(errdefs.Newf(errdefs.NotFound, "pull "+req.GetReference(), "no such image"))
 	}
-	return s.Pull(ctx, req, stream)
+	return s.Pull(ctx, req, keeping{stream, s})
+}
+
+// keeping is the stream of a pull, whose result the shim then holds.
+type keeping struct {
+	shimv1.Images_PullImageServer
+	shim *Shim
+}
+
+// Send implements shimv1.Images_PullImageServer.
+func (k keeping) Send(m *shimv1.PullImageResponse) error {
+	if m.GetResult() != nil {
+		k.shim.mu.Lock()
+		k.shim.held = append(k.shim.held, m.GetResult())
+		k.shim.mu.Unlock()
+	}
+	return k.Images_PullImageServer.Send(m)
 }
 
 // ListImages implements shimv1.ImagesService.
 func (s *Shim) ListImages(ctx context.Context, _ *shimv1.ListImagesRequest) (*shimv1.ListImagesResponse, error) {
 	if s.List == nil {
-		return new(shimv1.ListImagesResponse), nil
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return &shimv1.ListImagesResponse{Images: slices.Clone(s.held)}, nil
 	}
 	return s.List(ctx)
 }
