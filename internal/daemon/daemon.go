@@ -29,7 +29,6 @@ type daemon struct {
 	now     atomic.Pointer[Settings]
 	started *Settings // the first ones: what cannot be changed any more is theirs
 	flights manifestonly.Flights
-	fetches atomic.Uint64 // how many have begun: see alone
 	level   slog.LevelVar
 	log     *slog.Logger
 	metrics *metrics.Metrics
@@ -90,7 +89,7 @@ func (d *daemon) PullAt(ctx context.Context, at front.Place, req manifestonly.Re
 // Fetch implements front.Puller.
 func (d *daemon) Fetch(ctx context.Context, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
 	s, kept := d.now.Load(), &uncommitted{Store: d.store}
-	result, err := d.alone(ctx, s, podpull.Place{}, req, func(ctx context.Context) (manifestonly.Result, error) {
+	result, err := d.alone(ctx, req, func(ctx context.Context) (manifestonly.Result, error) {
 		return manifestonly.Pull(ctx, req, s.Source, kept)
 	})
 	return kept.image(err), result.Stats, err
@@ -103,7 +102,7 @@ func (d *daemon) FetchAt(ctx context.Context, at front.Place, req manifestonly.R
 	if err != nil {
 		return manifestonly.Image{}, manifestonly.Stats{}, err
 	}
-	result, err := d.alone(ctx, s, place, req, func(ctx context.Context) (manifestonly.Result, error) {
+	result, err := d.alone(ctx, req, func(ctx context.Context) (manifestonly.Result, error) {
 		return s.placed(kept).Pull(ctx, place, req)
 	})
 	return kept.image(err), result.Stats, err
@@ -112,11 +111,11 @@ func (d *daemon) FetchAt(ctx context.Context, at front.Place, req manifestonly.R
 // Commit implements front.Puller. A client that leaves does not wait for a store that CRI-O
 // has locked.
 func (d *daemon) Commit(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
-	result, err := d.flights.Do(ctx, d.unshared(manifestonly.Request{}, "commit"), func(ctx context.Context) (manifestonly.Result, error) {
+	result, err := new(manifestonly.Flights).Do(ctx, manifestonly.FlightKey{}, func(ctx context.Context) (manifestonly.Result, error) {
 		record, err := manifestonly.Commit(ctx, img, d.store)
 		return manifestonly.Result{Record: record}, err
 	})
-	return result.Record, named(err, "commit "+img.Pulled.Reference.String())
+	return result.Record, named("commit "+img.Pulled.Reference.String(), err)
 }
 
 // uncommitted is the store for a pull that is not to make a record yet: what the store
@@ -142,10 +141,8 @@ func (u *uncommitted) image(err error) manifestonly.Image {
 
 // alone is pull for one that shares with no other: each of them goes on to have the layers
 // pulled for its own pod, beside which one more manifest is nothing.
-func (d *daemon) alone(ctx context.Context, s *Settings, place podpull.Place, req manifestonly.Request,
-	pull func(context.Context) (manifestonly.Result, error),
-) (manifestonly.Result, error) {
-	return d.fly(ctx, d.unshared(req, fmt.Sprintf("%p %q", s, place)), req, pull)
+func (d *daemon) alone(ctx context.Context, req manifestonly.Request, pull func(context.Context) (manifestonly.Result, error)) (manifestonly.Result, error) {
+	return d.fly(ctx, new(manifestonly.Flights), manifestonly.FlightKey{}, req, pull)
 }
 
 // placeOf finds where a pull runs. A pod's own cgroup wins over separate_pull_cgroup.
@@ -162,20 +159,25 @@ func placeOf(at front.Place, separate string) (podpull.Place, error) {
 func (d *daemon) pull(ctx context.Context, s *Settings, place podpull.Place, req manifestonly.Request,
 	pull func(context.Context) (manifestonly.Result, error),
 ) (manifestonly.Result, error) {
-	return d.fly(ctx, d.flights.Key(req, fmt.Sprintf("%p %q", s, place)), req, pull)
+	return d.fly(ctx, &d.flights, d.flights.Key(req, fmt.Sprintf("%p %q", s, place)), req, pull)
 }
 
 // fly is one caller's part in a pull, with its span.
-func (d *daemon) fly(ctx context.Context, key manifestonly.FlightKey, req manifestonly.Request,
+func (d *daemon) fly(ctx context.Context, flights *manifestonly.Flights, key manifestonly.FlightKey, req manifestonly.Request,
 	pull func(context.Context) (manifestonly.Result, error),
 ) (result manifestonly.Result, err error) {
 	ctx, end := d.tracer.Pull(ctx, tracing.Pull{Image: req.Name, Namespace: req.Namespace})
 	defer func() { end(result.Stats.Requests, result.Stats.Bytes, err) }()
-	result, err = d.flights.Do(ctx, key, pull)
-	if err != nil && !errors.As(err, new(*errdefs.Error)) { // the end of ctx, which knows no name
-		err = errdefs.New(errdefs.KindOf(err), "pull "+req.Name, err)
+	result, err = flights.Do(ctx, key, pull)
+	return result, named("pull "+req.Name, err)
+}
+
+// named says what was being done of the end of a context, which knows no name.
+func named(op string, err error) error {
+	if err != nil && !errors.As(err, new(*errdefs.Error)) {
+		return errdefs.New(errdefs.KindOf(err), op, err)
 	}
-	return result, err
+	return err
 }
 
 // PullHeld implements front.Held.

@@ -9,7 +9,6 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/husk-cri/husk/internal/front"
-	"github.com/husk-cri/husk/internal/podpull"
 	"github.com/husk-cri/husk/internal/testkit/fakeregistry"
 	"github.com/husk-cri/husk/internal/testkit/huskconf"
 	"github.com/husk-cri/husk/manifestonly"
@@ -51,8 +50,9 @@ func TestFetchCommitsNothing(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(warm.Requests).To(BeNumerically("<", stats.Requests))
 	g.Expect(len(r.Requests()) - before).To(Equal(warm.Requests))
-	img.Config = []byte("{}")
-	_, err = d.Commit(t.Context(), img)
+	broken := img
+	broken.Config = []byte("{}")
+	_, err = d.Commit(t.Context(), broken)
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.DigestMismatch))
 
 	_, _, err = d.Fetch(t.Context(), manifestonly.Request{Name: pushed.Reference + "-none"})
@@ -66,18 +66,36 @@ func TestFetchCommitsNothing(t *testing.T) {
 	g.Expect(err).To(HaveOccurred(), "a pod without a network is asked from nowhere else")
 }
 
+// TestCommitIsOnePulls: a store that panics costs that pull and not husk, and nobody waits
+// for one who has left.
+func TestCommitIsOnePulls(t *testing.T) {
+	g := NewWithT(t)
+	d := opened(t)
+	r := fakeregistry.New(t, fakeregistry.Options{})
+	pushed := r.Push(t, "app", "v1", fakeregistry.Image{})
+	img, _, err := d.Fetch(t.Context(), manifestonly.Request{Name: pushed.Reference})
+	g.Expect(err).NotTo(HaveOccurred())
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = d.Commit(ended, img)
+	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Canceled))
+	g.Expect(err).To(MatchError(ContainSubstring(pushed.Reference)))
+	d.store = nil
+	_, err = d.Commit(t.Context(), img)
+	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Internal), "%v", err)
+}
+
 // TestFetchesDoNotMix: each is of one pod, whose layers follow; a library that panics
 // costs that one.
 func TestFetchesDoNotMix(t *testing.T) {
 	g := NewWithT(t)
 	d := opened(t)
-	s := d.now.Load()
 	req := manifestonly.Request{Name: "registry.test/app:v1"}
 	var both, ends sync.WaitGroup
 	both.Add(2)
 	for range 2 {
 		ends.Go(func() {
-			_, err := d.alone(t.Context(), s, podpull.Place{}, req, func(context.Context) (manifestonly.Result, error) {
+			_, err := d.alone(t.Context(), req, func(context.Context) (manifestonly.Result, error) {
 				both.Done()
 				both.Wait() // both are under way
 				return manifestonly.Result{}, nil
@@ -86,7 +104,7 @@ func TestFetchesDoNotMix(t *testing.T) {
 		})
 	}
 	ends.Wait()
-	_, err := d.alone(t.Context(), s, podpull.Place{}, req, func(context.Context) (manifestonly.Result, error) { panic("a parser") })
+	_, err := d.alone(t.Context(), req, func(context.Context) (manifestonly.Result, error) { panic("a parser") })
 	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Internal))
 }
 

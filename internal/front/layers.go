@@ -26,7 +26,7 @@ func (s *Server) pullLayers(c *call, now *live, p *pod, img manifestonly.Image, 
 	ctx, cancel := context.WithTimeout(c.ctx(), now.LayerPullTimeout)
 	defer cancel()
 	far := &distance{img: img}
-	start, done := time.Now(), s.Observer.LayersStarted()
+	start, done, outcome := time.Now(), s.Observer.LayersStarted(), outcomeOK
 	log := s.Log.With("image", bounded(pinned.String()), "sandbox", id,
 		"namespace", bounded(p.status.GetMetadata().GetNamespace()), "pod", bounded(p.status.GetMetadata().GetName()))
 	log.InfoContext(ctx, "pulling layers in the pod", "layers", img.Layers, "bytes", img.LayerBytes)
@@ -37,7 +37,6 @@ func (s *Server) pullLayers(c *call, now *live, p *pod, img manifestonly.Image, 
 		close(stopped)
 		telling.Wait()
 		done()
-		outcome := outcomeOK
 		if err != nil {
 			outcome = kindOf(err).String()
 		}
@@ -46,6 +45,7 @@ func (s *Server) pullLayers(c *call, now *live, p *pod, img manifestonly.Image, 
 	got, err := s.Layers.Pull(ctx, sandboxes.PullRequest{Sandbox: id, Reference: pinned, Credentials: with, Progress: far.set})
 	if errors.Is(err, sandboxes.ErrOldShim) {
 		log.WarnContext(ctx, "the pod's shim is older than this husk: its layers are pulled when the container is created")
+		outcome = kindOf(err).String()
 		return nil
 	}
 	if err != nil && ctx.Err() != nil && c.ctx().Err() == nil {

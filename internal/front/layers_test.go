@@ -18,6 +18,7 @@ import (
 	"github.com/husk-cri/husk/internal/sandboxes"
 	"github.com/husk-cri/husk/internal/testkit/shims"
 	"github.com/husk-cri/husk/manifestonly"
+	"github.com/husk-cri/husk/pkg/annotations"
 	shimv1 "github.com/husk-cri/husk/pkg/api/shim/v1"
 	"github.com/husk-cri/husk/pkg/errdefs"
 	"github.com/husk-cri/husk/pkg/imageref"
@@ -131,6 +132,36 @@ func TestLayersArePulledInsideThePull(t *testing.T) {
 	}
 }
 
+// TestLayersOfAnIndex: the pod is asked for what the tag means, which is the index, and
+// again by the same name when a container is created, so that it need not ask anybody.
+func TestLayersOfAnIndex(t *testing.T) {
+	t.Parallel()
+	index, err := imageref.ParseManifestDigest("sha256:" + hexID('9'))
+	NewWithT(t).Expect(err).NotTo(HaveOccurred())
+	l := newLayered(t, front.Config{}, func(c *front.Collaborators) { c.Puller = indexed{c.Puller, index} })
+	l.shim.Pull = succeeds(l.registry.publish(appImage, "web", ""))
+	l.shim.Start(t, l.dir)
+	id, err := l.kubelet(t.Context(), "")
+	l.Expect(err).NotTo(HaveOccurred())
+	asked := l.shim.Pulls()[0].GetReference()
+	l.Expect(asked).To(Equal("registry.local/app@" + index.String()))
+	_, err = l.create(t, "sandbox-pod", &cri.ImageSpec{Image: id, UserSpecifiedImage: appImage})
+	l.Expect(err).NotTo(HaveOccurred())
+	l.Expect(l.lastCreated().Annotations).To(HaveKeyWithValue(annotations.ImageRef, asked))
+}
+
+// indexed has its images in an index.
+type indexed struct {
+	front.Puller
+	index imageref.ManifestDigest
+}
+
+func (i indexed) Fetch(ctx context.Context, req manifestonly.Request) (manifestonly.Image, manifestonly.Stats, error) {
+	img, stats, err := i.Puller.Fetch(ctx, req)
+	img.Pulled.Digest = i.index
+	return img, stats, err
+}
+
 // TestFailedLayersLeaveNoRecord: kubelet is told why, in words it knows, and pulls again
 // with its credentials, because the image is not there.
 func TestFailedLayersLeaveNoRecord(t *testing.T) {
@@ -229,6 +260,7 @@ func TestWhoPullsNoLayers(t *testing.T) {
 	}
 	l.Expect(l.shim.Pulls()).To(BeEmpty())
 	l.Expect(l.out.text.String()).To(ContainSubstring("older than this husk"))
+	l.Expect(l.told.pulled).To(And(ContainElement("layers husk unsupported 0"), Not(ContainElement(HavePrefix("layers husk ok")))))
 	l.Expect(l.crio.pulled).To(BeEmpty())
 }
 

@@ -66,7 +66,7 @@ func TestScrapesOfHungPods(t *testing.T) {
 		<-ctx.Done()
 		return []sandboxes.Sandbox{{ID: "hung", Err: ctx.Err()}}, nil
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // in which all of them come to ask
 	defer cancel()
 	done := make(chan error, 3)
 	for range 3 {

@@ -89,8 +89,8 @@ func imageOf(i *shimv1.Image) (Image, error) {
 		return Image{}, errdefs.Newf(errdefs.Unavailable, op, "%d containers are on it", n)
 	}
 	for _, c := range i.GetContainers() {
-		if err := pod.ValidID(c); err != nil {
-			return Image{}, errdefs.New(errdefs.Unavailable, op, err)
+		if pod.ValidID(c) != nil {
+			return Image{}, errdefs.Newf(errdefs.Unavailable, op, "a container on it is %q", line(c, maxName))
 		}
 	}
 	return Image{

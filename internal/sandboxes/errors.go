@@ -11,6 +11,7 @@ import (
 
 	shimv1 "github.com/husk-cri/husk/pkg/api/shim/v1"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // maxText bounds what is repeated of a shim's words, in bytes. They end up in a pod's
@@ -19,11 +20,12 @@ const maxText = 1 << 10
 
 // explain makes an error of what a call failed with. What a shim says has the kind it
 // gives, or else that of its code; a connection that breaks is Unavailable. echo is what
-// the shim begins with too and op says already; "" for nothing.
-func explain(op, echo string, err error) error {
+// the shim begins with too and op says already; "" for nothing. What it repeats of the
+// credentials that it was given is taken out.
+func explain(op, echo string, err error, given registryauth.Credentials) error {
 	var own *errdefs.Error
 	if errors.As(err, &own) {
-		return errdefs.New(own.Kind(), op, err)
+		return errdefs.New(own.Kind(), op, given.Scrub(err)) // it may be of a lie
 	}
 	s, ok := status.FromError(err)
 	if !ok {
@@ -36,7 +38,7 @@ func explain(op, echo string, err error) error {
 	if kind == errdefs.Unsupported && !said {
 		return errdefs.New(kind, op, ErrOldShim)
 	}
-	return errdefs.New(kind, op, errors.New(strings.TrimPrefix(wordsOf(s, kind), echo+": ")))
+	return errdefs.New(kind, op, errors.New(strings.TrimPrefix(wordsOf(s, kind, given), echo+": ")))
 }
 
 // kindOf returns the kind of a shim's error. said: the shim names it.
@@ -69,12 +71,13 @@ func sentinel(k errdefs.Kind) string {
 
 // wordsOf is a shim's message as it can be repeated, without the word that is put in
 // front of it again.
-func wordsOf(s *status.Status, kind errdefs.Kind) string {
+func wordsOf(s *status.Status, kind errdefs.Kind, given registryauth.Credentials) string {
 	text := s.Message()
 	if word := sentinel(kind); word != "" {
 		text = strings.TrimPrefix(strings.TrimPrefix(text, word), ": ")
 	}
-	return line(text, maxText)
+	// Before it is cut, perhaps in the middle of a secret.
+	return line(given.Scrub(errors.New(text)).Error(), maxText)
 }
 
 // line makes text one printable line of at most limit bytes.

@@ -13,6 +13,7 @@ import (
 	"github.com/husk-cri/husk/internal/shim/pod"
 	shimv1 "github.com/husk-cri/husk/pkg/api/shim/v1"
 	"github.com/husk-cri/husk/pkg/errdefs"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 const (
@@ -124,7 +125,7 @@ func (c Client) images(ctx context.Context, id string, timeout time.Duration) ([
 		return err
 	})
 	if err != nil {
-		return nil, explain("list the images of sandbox "+id, "", err)
+		return nil, explain("list the images of sandbox "+id, "", err, registryauth.Credentials{})
 	}
 	return imagesOf(id, answer)
 }

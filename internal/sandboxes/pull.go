@@ -73,14 +73,14 @@ func (c Client) Pull(ctx context.Context, req PullRequest) (Image, error) {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	err = explain(op, "pull "+req.Reference.String(), err)
+	err = explain(op, "pull "+req.Reference.String(), err, req.Credentials)
 	switch kind := errdefs.KindOf(err); {
 	case errors.Is(err, ErrOldShim):
 		err = errdefs.Newf(errdefs.Unavailable, op, "the shim ended")
 	case kind == errdefs.Canceled && ctx.Err() == nil: // nobody but the shim itself, as it ends
 		err = errdefs.New(errdefs.Unavailable, op, err)
 	}
-	return Image{}, req.Credentials.Scrub(err)
+	return Image{}, err
 }
 
 // gone is the error of a pull for a pod that has left meanwhile, or whose shim has: kubelet

@@ -101,8 +101,9 @@ func TestPullRepeatsNoSecret(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	dir := stateDir(t)
+	says := fmt.Sprintf("you sent %s\x1b[31m\n%s", secret, strings.Repeat("é", 1<<16))
 	shim := &shims.Shim{ID: podID, Pull: func(context.Context, *shimv1.PullImageRequest, shimv1.Images_PullImageServer) error {
-		return shims.Error(errdefs.Newf(errdefs.Unauthorized, "pull", "you sent %s\x1b[31m\n%s", secret, strings.Repeat("é", 1<<16)))
+		return shims.Error(errdefs.Newf(errdefs.Unauthorized, "pull", "%s", says))
 	}}
 	shim.Start(t, dir)
 	_, err := sandboxes.Client{StateDir: dir}.Pull(t.Context(), request(g, nil))
@@ -110,6 +111,10 @@ func TestPullRepeatsNoSecret(t *testing.T) {
 	g.Expect(err.Error()).To(And(ContainSubstring("you sent REDACTED"), Not(ContainSubstring(secret))))
 	g.Expect(err.Error()).NotTo(MatchRegexp(`[\x00-\x1f]`))
 	g.Expect(len(err.Error())).To(BeNumerically("<", sandboxes.MaxText+500))
+
+	says = strings.Repeat(".", sandboxes.MaxText-len("pull: ")-len(secret)/2) + secret // half of it would be cut off
+	_, err = sandboxes.Client{StateDir: dir}.Pull(t.Context(), request(g, nil))
+	g.Expect(err.Error()).NotTo(ContainSubstring(secret[:3]))
 }
 
 // TestPullEndsWithItsClient: whoever leaves ends the pull in the pod.
@@ -246,9 +251,12 @@ func TestLyingResults(t *testing.T) {
 	for name, change := range map[string]func(*shimv1.Image){
 		"no digest":           func(i *shimv1.Image) { i.ManifestDigest = "" },
 		"another algorithm":   func(i *shimv1.Image) { i.ManifestDigest = "md5:00" },
+		"a secret":            func(i *shimv1.Image) { i.ManifestDigest = secret },
 		"no ID":               func(i *shimv1.Image) { i.ImageId = "latest" },
 		"too many containers": func(i *shimv1.Image) { i.Containers = make([]string, 1<<11) },
 		"a container's path":  func(i *shimv1.Image) { i.Containers = []string{"../../etc"} },
+		"a container's novel": func(i *shimv1.Image) { i.Containers = []string{strings.Repeat("\x1b", 1<<16)} },
+		"a digest's novel":    func(i *shimv1.Image) { i.ManifestDigest = strings.Repeat("\x1b", 1<<16) },
 	} {
 		g := NewWithT(t)
 		dir := stateDir(t)
@@ -260,6 +268,8 @@ func TestLyingResults(t *testing.T) {
 		shim.Start(t, dir)
 		_, err := sandboxes.Client{StateDir: dir}.Pull(t.Context(), request(g, nil))
 		g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unavailable), "%s: %v", name, err)
+		g.Expect(err.Error()).NotTo(ContainSubstring(secret), name)
+		g.Expect(len(err.Error())).To(BeNumerically("<", sandboxes.MaxText+500), name)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/husk-cri/husk/internal/shim/pod"
 	shimv1 "github.com/husk-cri/husk/pkg/api/shim/v1"
 	"github.com/husk-cri/husk/pkg/imageref"
+	"github.com/husk-cri/husk/pkg/registryauth"
 )
 
 // ErrOldShim is in the chain of the error of a pod whose shim is of a release that had
@@ -108,7 +109,7 @@ func (c Client) Remove(ctx context.Context, sandboxID, image string) (int64, err
 		return err
 	})
 	if err != nil {
-		return 0, explain(op, "remove image "+image, err)
+		return 0, explain(op, "remove image "+image, err, registryauth.Credentials{})
 	}
 	return number(answer.GetFreed()), nil
 }
@@ -121,7 +122,7 @@ func (c Client) status(ctx context.Context, sandboxID string, timeout time.Durat
 		return err
 	})
 	if err != nil {
-		return Sandbox{}, explain("ask the shim of sandbox "+sandboxID, "", err)
+		return Sandbox{}, explain("ask the shim of sandbox "+sandboxID, "", err, registryauth.Credentials{})
 	}
 	return sandboxOf(sandboxID, answer)
 }

@@ -1,9 +1,14 @@
-// Package untrusted has the rule for pulls from a network whose owner, a tenant, says
-// who answers for an address: the node's own credentials are for verified registries.
+// Package untrusted has the rules for pulls from a network whose owner, a tenant, says
+// who answers for an address, and reads what is not encrypted: the node's own credentials
+// are for verified registries, and these log nobody in without TLS.
 package untrusted
 
 import (
+	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net/http/httptrace"
 	"slices"
 
 	"github.com/containers/image/v5/pkg/sysregistriesv2"
@@ -40,4 +45,31 @@ func Withhold(sys *types.SystemContext) error {
 	}
 	sys.AuthFilePath = noAuthFile
 	return nil
+}
+
+// Encrypted runs fn with a context in which no request is sent on a connection without
+// TLS: a registry that is verified may name a token service that is not, and whoever runs
+// the network would read the credentials. A request that is refused is errdefs.Unsupported.
+func Encrypted(ctx context.Context, fn func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := fn(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		if _, ok := got.Conn.(*tls.Conn); ok {
+			return
+		}
+		cancel(&plain{got.Conn.RemoteAddr().String()})
+		_ = got.Conn.Close() // so that nothing can be written to it
+	}}))
+	var refused *plain
+	if err != nil && errors.As(context.Cause(ctx), &refused) {
+		return errdefs.New(errdefs.Unsupported, "log in to the registry", refused)
+	}
+	return err
+}
+
+// plain is why a request was refused.
+type plain struct{ address string }
+
+func (p *plain) Error() string {
+	return "a connection to " + p.address + " is not encrypted, and whoever runs the network could read credentials"
 }

@@ -52,8 +52,6 @@ const (
 type guard struct {
 	// progress is the time without progress after which a step is cut off.
 	progress time.Duration
-	// encrypted cuts off a step before it sends a request on a connection without TLS.
-	encrypted bool
 }
 
 func (g guard) limit() time.Duration {
@@ -78,9 +76,6 @@ func (g guard) run(ctx context.Context, fn func(context.Context) error) error {
 	defer cancel(nil)
 	now := time.Now()
 	w := &watch{limit: g.limit(), start: now, mark: now, heap: heapBytes()}
-	if g.encrypted {
-		w.refuse = cancel
-	}
 	finished, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -101,8 +96,6 @@ type watch struct {
 	limit time.Duration
 	start time.Time
 	heap  uint64 // at the start
-	// refuse ends the step when a connection is not encrypted; nil allows that.
-	refuse context.CancelCauseFunc
 
 	mu        sync.Mutex
 	active    bool            // a request is under way
@@ -144,12 +137,6 @@ func (w *watch) event(change func()) {
 
 // use makes conn the connection of the request under way, which is yet to be sent.
 func (w *watch) use(conn net.Conn) {
-	if _, encrypted := conn.(*tls.Conn); w.refuse != nil && !encrypted {
-		w.refuse(&cut{errdefs.Unsupported, "a connection to " + conn.RemoteAddr().String() +
-			" is not encrypted, and whoever runs the network could read credentials"})
-		_ = conn.Close() // so that nothing can be written to it
-		return
-	}
 	for {
 		wrapped, ok := conn.(interface{ NetConn() net.Conn }) // TLS
 		if !ok {

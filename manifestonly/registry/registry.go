@@ -175,13 +175,17 @@ func (s *Source) Open(ctx context.Context, ref imageref.Reference, access manife
 	if err != nil {
 		return nil, t.fail(errdefs.KindOf(err), "read signature policy", err)
 	}
-	steps := s.steps
-	// In this step it is found out where to log in, and all later steps log in there.
-	steps.guard.encrypted = s.config.UntrustedNetwork && !doubtful
 	var src types.ImageSource
-	err = steps.step(ctx, t, "pull", func(ctx context.Context) error {
+	open := func(ctx context.Context) error {
 		src, err = dockerRef.NewImageSource(ctx, sys)
 		return err
+	}
+	err = s.steps.step(ctx, t, "pull", func(ctx context.Context) error {
+		if s.config.UntrustedNetwork && !doubtful {
+			// Here it is found out where to log in, and all later steps log in there.
+			return untrusted.Encrypted(ctx, open)
+		}
+		return open(ctx)
 	})
 	if err != nil {
 		_ = policy.Destroy() // frees memory; the reason to say is the other one

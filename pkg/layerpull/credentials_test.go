@@ -3,6 +3,7 @@ package layerpull
 import (
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -74,6 +75,35 @@ func TestCredentialsInAnUntrustedNetwork(t *testing.T) {
 			}
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(r.Users()).To(ContainElement(tc.user))
+		})
+	}
+}
+
+// TestNoPlainTokenServiceInAnUntrustedNetwork: a registry that is verified sends its
+// clients to a token service by plain HTTP, which the tenant can listen to.
+func TestNoPlainTokenServiceInAnUntrustedNetwork(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]registryauth.Credentials{"the node's": {}, "the request's": {Username: "asked", Password: "asked-secret"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, w, ca := NewWithT(t), newSite(t), fakeregistry.NewCA(t)
+			r := w.registry("main", fakeregistry.Options{CA: ca, Users: users()})
+			w.trusting(r, ca, nil)
+			p := w.push(r, "app")
+			tokens := fakeregistry.New(t, fakeregistry.Options{Users: users()})
+			r.On(fakeregistry.Ping, func(rw http.ResponseWriter, _ *http.Request, _ *fakeregistry.Registry) {
+				rw.Header().Set("WWW-Authenticate", `Bearer realm="`+tokens.URL()+`/token",service="tokens"`)
+				rw.WriteHeader(http.StatusUnauthorized)
+			})
+			w.auth(map[string]string{r.Host(): "host:host-secret"})
+			w.credentials = c
+			g.Expect(w.pull(p.Repository, false)).NotTo(Succeed(), "its token is none")
+			g.Expect(tokens.Users()).NotTo(BeEmpty(), "as CRI-O does, in the host's network")
+			tokens.Forget()
+			err := w.pull(p.Repository, true)
+			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unsupported), "%v", err)
+			g.Expect(err).To(MatchError(ContainSubstring("is not encrypted")))
+			g.Expect(tokens.Requests()).To(BeEmpty())
 		})
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -273,7 +274,9 @@ func newPuller(src *source, store *Store, cfg Config) (*puller, error) {
 // fetchAll brings all layers into the store, a few at a time.
 func (p *puller) fetchAll(ctx context.Context, layers []layer) error {
 	missing, total := p.missing(layers)
-	if err := p.space.check(missing); err != nil {
+	// What another pull of this store is bringing has room already.
+	alone := slices.DeleteFunc(slices.Clone(missing), func(l layer) bool { return p.store.begun(l.diffID) })
+	if err := p.space.check(alone); err != nil {
 		return err
 	}
 	p.meter = newMeter(p.progress, total)

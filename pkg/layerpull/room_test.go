@@ -3,6 +3,9 @@ package layerpull
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -55,6 +58,38 @@ func TestCannotFit(t *testing.T) {
 			g.Expect(store.Images()).To(HaveLen(1))
 		})
 	}
+}
+
+// TestRoomOfAnotherPull: a layer that another pull is unpacking is not counted twice, as
+// what is missing and as what is taken.
+func TestRoomOfAnotherPull(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	g := NewWithT(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skipf("tmpfs cannot be mounted here: %v", err)
+	}
+	t.Cleanup(func() { NewWithT(t).Expect(unix.Unmount(dir, 0)).To(Succeed()) })
+	reg := newRegistry(t)
+	ref, summary := reg.push(t, images.Spec{Layers: []images.Layer{{Random: 3 << 20}}})
+	store, err := OpenStore(dir)
+	g.Expect(err).NotTo(HaveOccurred())
+	// Another process has most of it.
+	diffID := summary.Instances[0].Layers[0].DiffID
+	unlock, err := store.lock(t.Context(), diffID.Encoded())
+	g.Expect(err).NotTo(HaveOccurred())
+	tmp, err := store.begin(diffID)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(os.WriteFile(filepath.Join(tmp, "f"), make([]byte, 2<<20), 0o600)).To(Succeed())
+	cfg := reg.config(t)
+	waits := sync.OnceFunc(func() { // it has found room, and gets what the other leaves
+		_ = os.RemoveAll(tmp)
+		unlock()
+	})
+	cfg.Progress = func(Progress) { waits() }
+	_, err = Pull(t.Context(), ref, store, cfg)
+	g.Expect(err).NotTo(HaveOccurred())
 }
 
 // TestRoomThatIsUsed: what the store holds counts also where only the content is too large.

@@ -93,8 +93,17 @@ func openSource(ctx context.Context, ref imageref.Reference, cfg Config) (*sourc
 	if err != nil {
 		return nil, errdefs.New(errdefs.InvalidArgument, op, err)
 	}
-	// Mirrors are tried here, in their order.
-	src, err := dockerRef.NewImageSource(ctx, sys)
+	var src types.ImageSource
+	open := func(ctx context.Context) error { // mirrors are tried here, in their order
+		src, err = dockerRef.NewImageSource(ctx, sys)
+		return err
+	}
+	if cfg.UntrustedNetwork && !untrusted.Unverified(sys, registry) {
+		// Here it is found out where to log in, and all later requests log in there.
+		err = untrusted.Encrypted(ctx, open)
+	} else {
+		err = open(ctx)
+	}
 	if err != nil {
 		return nil, requestError(op, err)
 	}

@@ -79,6 +79,12 @@ func (s *Store) has(diffID digest.Digest) bool {
 	return err == nil
 }
 
+// begun reports whether somebody is unpacking the layer, or was until killed.
+func (s *Store) begun(diffID digest.Digest) bool {
+	_, err := os.Lstat(s.path("tmp", diffID.Encoded()))
+	return err == nil
+}
+
 // begin makes an empty temporary directory for a layer, whose lock the caller
 // holds; commit puts it into place.
 func (s *Store) begin(diffID digest.Digest) (dir string, err error) {
