@@ -3,12 +3,11 @@ package shim
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/sandbox"
@@ -30,10 +29,6 @@ const (
 	storeInMemory = "memory"
 	storeOnDisk   = "disk"
 )
-
-// usageAge is how old the count of what a store on disk holds may be: it takes a look
-// at every file, and status and metrics ask for it again and again.
-const usageAge = 10 * time.Second
 
 // A file without content takes no page of a tmpfs, and yet about this much of the kernel's
 // memory: millions of them would get around the store's size. The least is for a store
@@ -81,10 +76,10 @@ func (s *store) open(cfg Config, place sandbox.Place) error {
 		}
 		return nil
 	}
-	// Whatever the configuration says today: what it said before is on the disk. A store
-	// in memory does not fail for it, the next one tries again.
-	if err := s.pod.SweepStores(cfg.StoreDir); err != nil && cfg.Store == storeOnDisk {
-		return errdefs.New(errdefs.Internal, op, err)
+	// Whatever the configuration says today: what it said before is on the disk. What cannot
+	// be removed, such as a file that is immutable, keeps no pod of the node from its store.
+	if err := s.pod.SweepStores(cfg.StoreDir); err != nil {
+		log.L.WithError(err).Error("what earlier pods left on the disk is still there")
 	}
 	mount := s.mountMemory
 	if cfg.Store == storeOnDisk {
@@ -217,51 +212,3 @@ func (s *store) images() string { return filepath.Join(s.dir, imagesDir) }
 func (s *store) temp() string   { return filepath.Join(s.dir, tempDir) }
 
 func (s *store) container(id string) string { return filepath.Join(s.dir, containersDir, id) }
-
-// usage is how much a directory holds, counted not too often.
-type usage struct {
-	mu    sync.Mutex
-	bytes int64
-	at    time.Time
-}
-
-func (u *usage) of(dir string) int64 {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if time.Since(u.at) > usageAge {
-		u.bytes, u.at = diskUsage(dir), time.Now()
-	}
-	return u.bytes
-}
-
-// diskUsage counts the blocks of what is in dir on the same file system, which leaves
-// out the overlays that are mounted in it. Files that vanish meanwhile are none.
-func diskUsage(dir string) int64 {
-	var top unix.Stat_t
-	if err := unix.Lstat(dir, &top); err != nil {
-		return 0
-	}
-	var sum int64
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		var st unix.Stat_t
-		if err != nil || unix.Lstat(path, &st) != nil {
-			return nil //nolint:nilerr // gone, or not to be read: it does not count
-		}
-		if st.Dev != top.Dev {
-			if d.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		links := int64(1)
-		if !d.IsDir() {
-			links = max(1, int64(st.Nlink)) // each of them counts its share
-		}
-		sum += st.Blocks * blockSize / links
-		return nil
-	})
-	return sum
-}
-
-// blockSize is the unit of st_blocks, whatever the file system's (stat(2)).
-const blockSize = 512

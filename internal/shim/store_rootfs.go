@@ -9,12 +9,14 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/bundlegen"
 	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/idmap"
+	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -137,12 +139,26 @@ func (s *store) overlay(base, target string, image layers.Image, v view, write b
 	}
 	options = strings.TrimSuffix("lowerdir="+strings.Join(names, ":")+","+options, ",")
 	if v.label != "" {
-		options += fmt.Sprintf(",context=%q", v.label)
+		if err := checkLabel(v.label); err != nil {
+			return err
+		}
+		options += fmt.Sprintf(`,context="%s"`, v.label)
 	}
 	done := make(chan error)
 	s.mounts <- overlay{dir: links, target: target, options: options, flags: flags, done: done}
 	if err := <-done; err != nil {
 		return overlayError(len(dirs), err)
+	}
+	return nil
+}
+
+// checkLabel refuses a label that would not end where it is quoted: the kernel knows no
+// escapes, so that what follows a quotation mark would be options of the mount, such as
+// other layers. A pod's seLinuxOptions.level is a part of the label, and nobody has looked
+// at it.
+func checkLabel(label string) error {
+	if strings.ContainsAny(label, `"\`) || strings.ContainsFunc(label, unicode.IsControl) {
+		return errdefs.Newf(errdefs.InvalidArgument, "label the file system", "%q is no SELinux label", label)
 	}
 	return nil
 }
@@ -252,11 +268,23 @@ func (s *store) remove(id string) error {
 		detachMounts(base), detach(filepath.Join(base, rootfsDir)), detach(filepath.Join(base, viewDir)), detach(own)); err != nil {
 		return fmt.Errorf("unmount the file system of container %s: %w", id, err)
 	}
-	if err := os.RemoveAll(base); err != nil {
+	if err := removeContainer(filepath.Split(base)); err != nil {
 		return fmt.Errorf("remove the file system of container %s: %w", id, err)
 	}
 	if err := os.Remove(own); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the file system of container %s: %w", id, err)
 	}
 	return nil
+}
+
+func removeContainer(dir, id string) (err error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return pod.RemoveAll(f, id)
 }

@@ -23,6 +23,9 @@ const (
 	wholePart   = 100
 	// maxLimitFile bounds what is read of a file with one number.
 	maxLimitFile = 64
+	// maxMountLine bounds a line of mountinfo: an overlay's has the paths of all its layers,
+	// and whoever mounts one on the host must not keep pods from their stores.
+	maxMountLine = 4 << 20
 )
 
 // size is a size as the configuration has it: of a whole, or in bytes.
@@ -130,6 +133,7 @@ func parseHierarchy(mountinfo io.Reader) (hierarchy, error) {
 	const mountPoint, minBehind = 4, 3
 	var unified hierarchy
 	lines := bufio.NewScanner(mountinfo)
+	lines.Buffer(nil, maxMountLine)
 	for lines.Scan() {
 		front, behind, ok := strings.Cut(lines.Text(), " - ")
 		fields, tail := strings.Fields(front), strings.Fields(behind)
@@ -144,7 +148,9 @@ func parseHierarchy(mountinfo io.Reader) (hierarchy, error) {
 				}
 			}
 		case "cgroup2":
-			unified = hierarchy{fields[mountPoint], limitFileV2}
+			if unified.root == "" { // later ones are parts of it, shown elsewhere
+				unified = hierarchy{fields[mountPoint], limitFileV2}
+			}
 		}
 	}
 	return unified, lines.Err()

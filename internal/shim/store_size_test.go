@@ -110,11 +110,16 @@ func TestParseHierarchy(t *testing.T) {
 		mountinfo string
 		want      hierarchy
 	}{
-		"v2":         {other + v2, hierarchy{"/sys/fs/cgroup/unified", "memory.max"}},
-		"v1":         {other + v1cpu + v1, hierarchy{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}},
-		"both":       {v2 + v1cpu + v1, hierarchy{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}},
-		"split":      {v1cpu + v2, hierarchy{"/sys/fs/cgroup/unified", "memory.max"}},
-		"none":       {other, hierarchy{}},
+		"v2":        {other + v2, hierarchy{"/sys/fs/cgroup/unified", "memory.max"}},
+		"v1":        {other + v1cpu + v1, hierarchy{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}},
+		"both":      {v2 + v1cpu + v1, hierarchy{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}},
+		"split":     {v1cpu + v2, hierarchy{"/sys/fs/cgroup/unified", "memory.max"}},
+		"none":      {other, hierarchy{}},
+		"elsewhere": {v2 + "50 33 0:36 /kubelet /srv/cgroup rw - cgroup2 cgroup2 rw\n", hierarchy{"/sys/fs/cgroup/unified", "memory.max"}},
+		"a long line": {
+			"41 33 0:40 / /srv rw - overlay overlay rw,lowerdir=" + strings.Repeat("/layer:", 100_000) + "\n" + v2,
+			hierarchy{"/sys/fs/cgroup/unified", "memory.max"},
+		},
 		"half lines": {"24 1\n - \n1 2 3 4 5 6 - cgroup\n", hierarchy{}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -264,6 +264,32 @@ func TestStoreOnDisk(t *testing.T) {
 	g.Expect(filepath.Join(l, "secret")).To(BeARegularFile())
 }
 
+// What cannot be removed of an earlier pod's store is in nobody's way.
+func TestStoreOnDiskBesideWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	dir, inside := inMountNamespace(t)
+	if !inside {
+		return
+	}
+	g := NewWithT(t)
+	stores := filepath.Join(dir, "stores")
+	cfg := Config{Store: storeOnDisk, StoreDir: stores, StoreSize: "1g"}
+	st := testStore(t, dir)
+	g.Expect(st.open(cfg, sandbox.Place{})).To(Succeed())
+	busy := filepath.Join(stores, "p0", "busy")
+	g.Expect(os.MkdirAll(busy, 0o700)).To(Succeed())
+	g.Expect(unix.Mount(busy, busy, "", unix.MS_BIND, "")).To(Succeed())
+	p := mustPod(t, filepath.Join(dir, "state"), "p2")
+	g.Expect(p.Create()).To(Succeed())
+	g.Expect(p.SweepStores(stores)).To(MatchError(unix.EXDEV), "a mount is not entered")
+	next := newStore(p)
+	g.Expect(next.open(cfg, sandbox.Place{})).To(Succeed())
+	g.Expect(next.images()).To(BeADirectory())
+	g.Expect(unix.Unmount(busy, 0)).To(Succeed())
+	g.Expect(p.SweepStores(stores)).To(Succeed())
+	g.Expect(filepath.Join(stores, "p0")).NotTo(BeADirectory())
+}
+
 func TestStoreOnDiskRefusesATrap(t *testing.T) {
 	t.Parallel()
 	dir, inside := inMountNamespace(t)
@@ -280,6 +306,27 @@ func TestStoreOnDiskRefusesATrap(t *testing.T) {
 	g.Expect(kind).To(BeEmpty())
 	g.Expect(st.close()).To(Succeed())
 	g.Expect(os.ReadDir(filepath.Join(dir, "stores"))).To(BeEmpty())
+}
+
+// A part of the label is the pod's word: it must not become options of the mount.
+func TestStoreRefusesAHostileLabel(t *testing.T) {
+	t.Parallel()
+	dir, inside := inMountNamespace(t)
+	if !inside {
+		return
+	}
+	g := NewWithT(t)
+	st := testStore(t, dir)
+	g.Expect(st.open(memory("16m"), sandbox.Place{})).To(Succeed())
+	const label = "system_u:object_r:container_file_t:"
+	for _, level := range []string{`s0",lowerdir=/,x="`, `s0\`, "s0\n"} {
+		_, err := st.mount("c1", layers.Image{}, view{label: label + level})
+		g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InvalidArgument), "%v", err)
+		g.Expect(err).To(MatchError(ContainSubstring("is no SELinux label")))
+		g.Expect(os.ReadDir(filepath.Join(st.container("c1"), rootfsDir))).To(BeEmpty())
+		g.Expect(st.remove("c1")).To(Succeed())
+	}
+	g.Expect(checkLabel(label + "s0:c1,c2")).To(Succeed())
 }
 
 // A file system that cannot carry overlays, or idmapped mounts, is refused with a reason.

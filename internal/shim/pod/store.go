@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +56,7 @@ func (p Pod) CreateStore(dir string) (_ *os.File, err error) {
 	if err := WriteFile(p.storeFile(), []byte(dir), fileMode); err != nil {
 		return nil, err
 	}
-	if err := root.RemoveAll(p.id); err != nil {
+	if err := removeIn(root, p.id); err != nil {
 		return nil, err
 	}
 	if err := root.Mkdir(p.id, dirMode); err != nil {
@@ -129,7 +128,7 @@ func (p Pod) SweepStores(dir string) (err error) {
 		if _, err := os.Lstat(filepath.Join(filepath.Dir(p.dir), e.Name())); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		errs = append(errs, root.RemoveAll(e.Name()))
+		errs = append(errs, removeIn(root, e.Name()))
 	}
 	return errors.Join(errs...)
 }
@@ -137,7 +136,7 @@ func (p Pod) SweepStores(dir string) (err error) {
 func (p Pod) storeFile() string { return filepath.Join(p.dir, storeFile) }
 
 func removeStore(dir, id string) (err error) {
-	root, err := openStores(strings.TrimSpace(dir))
+	root, err := openStores(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -145,7 +144,16 @@ func removeStore(dir, id string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	return root.RemoveAll(id)
+	return removeIn(root, id)
+}
+
+func removeIn(root *os.Root, name string) (err error) {
+	dir, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	return RemoveAll(dir, name)
 }
 
 // openStores opens a directory of stores, an absolute path in which nothing is a
@@ -179,15 +187,18 @@ func checkOwner(root *os.Root) error {
 
 // mark says of an empty directory that it is one of stores, and refuses another.
 func mark(root *os.Root) error {
-	if _, err := root.Lstat(storesMark); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	entries, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
 		return err
 	}
-	if len(entries) > 0 {
-		return fmt.Errorf("it has files that are not Husk's, such as %s", entries[0].Name())
+	if len(entries) == 0 {
+		return root.WriteFile(storesMark, nil, fileMode)
 	}
-	return root.WriteFile(storesMark, nil, fileMode)
+	// Only now: what is there may be another pod's, which has marked it meanwhile.
+	if _, err := root.Lstat(storesMark); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("it has files that are not Husk's, such as %s", entries[0].Name())
+	} else if err != nil {
+		return err
+	}
+	return nil
 }

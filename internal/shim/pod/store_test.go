@@ -1,11 +1,13 @@
 package pod_test
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -68,6 +70,31 @@ func TestStoreOnDisk(t *testing.T) {
 	g.Expect(p.RemoveStore()).To(Succeed())
 	g.Expect(p.Dir()).To(BeADirectory(), "the pod is still there")
 	g.Expect(newPod(t).RemoveStore()).To(Succeed(), "most pods have none")
+}
+
+// The first pods of a node come at once, to a directory that is not there yet.
+func TestStoresOfManyPodsAtOnce(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	p := newPod(t)
+	for range 50 {
+		dir := filepath.Join(t.TempDir(), "stores")
+		errs := make([]error, 8)
+		var all sync.WaitGroup
+		for i := range errs {
+			other := otherPod(t, p, fmt.Sprint(i))
+			g.Expect(other.Create()).To(Succeed())
+			all.Go(func() {
+				f, err := other.CreateStore(dir)
+				if err == nil {
+					err = f.Close()
+				}
+				errs[i] = err
+			})
+		}
+		all.Wait()
+		g.Expect(errors.Join(errs...)).NotTo(HaveOccurred())
+	}
 }
 
 // Every way in which a pod ends leads to Remove, also in a process that never saw the store.
