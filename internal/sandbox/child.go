@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -64,12 +65,14 @@ func serve[Request, Answer any](ctx context.Context, in io.Reader, work Work[Req
 	return work(ctx, req.Work, report)
 }
 
-// cut shortens an error's text to what the parent takes.
+// cut shortens an error's text to what the parent takes. JSON would make what is not UTF-8
+// longer.
 func cut(message string) string {
+	message = strings.ToValidUTF8(message, "?")
 	if len(message) <= maxMessage {
 		return message
 	}
-	return message[:maxMessage-len(ellipsis)] + ellipsis
+	return strings.ToValidUTF8(message[:maxMessage-len(ellipsis)], "") + ellipsis
 }
 
 // isolate keeps what the process mounts out of the mount namespace that its own was

@@ -30,8 +30,10 @@ type images struct {
 	changed chan struct{}
 	// sandbox is the pod's; nil before it is created.
 	sandbox *podSandbox
-	// over says why PullImage is refused from now on; nil while it is not.
-	over error
+	// over says why PullImage is refused from now on; nil while it is not. ended is set
+	// when everything is, because the store goes.
+	over  error
+	ended bool
 	// pulls are those under way, the oldest first.
 	pulls []*pull
 	// removing is set while images are being removed.
@@ -119,7 +121,7 @@ func (i *images) list(p *pull) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	p.slot = noSlot
-	if p.container == "" && i.over != nil {
+	if i.ended || p.container == "" && i.over != nil {
 		return i.over
 	}
 	open := 0
@@ -222,13 +224,15 @@ func (i *images) stop(why error) {
 }
 
 // end ends every pull and waits until they are gone, and until nothing is being removed.
+// From now on nobody uses the store.
 func (i *images) end(ctx context.Context, why error) error {
 	i.stop(why)
 	i.mu.Lock()
+	i.ended = true
 	for _, p := range i.pulls {
 		p.abort(why)
 	}
-	i.mu.Unlock()
+	i.unlock()
 	if err := i.lock(ctx, func() bool { return len(i.pulls) == 0 && !i.removing }); err != nil {
 		return err
 	}
@@ -244,6 +248,10 @@ func (i *images) remove(ctx context.Context, f func() error) error {
 	}
 	if err := i.lock(ctx, idle); err != nil {
 		return err
+	}
+	if i.ended {
+		defer i.mu.Unlock()
+		return i.over
 	}
 	i.removing = true
 	i.unlock()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
@@ -41,7 +42,7 @@ func identityOf(spec *rspec.Spec) podIdentity {
 		return podIdentity{}
 	}
 	for _, name := range []*string{&identity.Name, &identity.Namespace, &identity.UID} {
-		*name = (*name)[:min(len(*name), maxName)]
+		*name = strings.ToValidUTF8((*name)[:min(len(*name), maxName)], "") // a rune may have been cut
 	}
 	return identity
 }

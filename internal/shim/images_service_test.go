@@ -273,6 +273,7 @@ func TestIdentityOfAPod(t *testing.T) {
 		"damaged":  {`{"name":`, podIdentity{}},
 		"a number": {`{"name":"a","uid":7}`, podIdentity{}},
 		"too long": {`{"name":"` + strings.Repeat("n", 5<<20) + `"}`, podIdentity{Name: strings.Repeat("n", maxName)}},
+		"a rune":   {`{"name":"` + strings.Repeat("n", maxName-1) + `ö"}`, podIdentity{Name: strings.Repeat("n", maxName-1)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

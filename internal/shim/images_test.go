@@ -152,6 +152,11 @@ func TestEndWaitsForPulls(t *testing.T) {
 	g.Consistently(done, "20ms").ShouldNot(Receive())
 	close(release)
 	g.Eventually(done).Should(Receive(BeNil()))
+	// A create or a removal that comes now would make, or look for, what is being removed.
+	for _, p := range []*pull{{}, {container: "c2"}} {
+		g.Expect(r.images.list(p)).To(MatchError("ends"))
+	}
+	g.Expect(r.images.remove(t.Context(), func() error { return nil })).To(MatchError("ends"))
 
 	r.store.mu.Lock()
 	r.store.kind = "" // as after close

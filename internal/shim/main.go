@@ -168,9 +168,12 @@ func runKeeper(ctx context.Context, args []string) error {
 	return keeper.Keeper{Pod: k.Pod, Shim: cmd}.Run(ctx)
 }
 
-// sweepNow is here, and not in `start`, so that no pod's start waits for it.
+// sweepNow is here, and not in `start`, so that no pod's start waits for it. It leaves the
+// cgroups alone: to look at all of them for each pod is dear.
 func sweepNow(ctx context.Context) {
-	if err := (Manager{}).Sweep(ctx); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	if err := (Manager{}).sweepPods(ctx); err != nil {
 		log.G(ctx).WithError(err).Warn("clean up after pods that were killed")
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
-	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
 	"github.com/husk-cri/husk/pkg/annotations"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -98,14 +97,18 @@ func (m Manager) Start(ctx context.Context, id string, opts containerdshim.Start
 	if err := containerdshim.WriteAddress(addressFile, p.Address()); err != nil {
 		return "", err
 	}
-	if containerdshim.CanConnect(p.Address()) {
+	answered, err := kept(p)
+	if err != nil {
+		return "", err
+	}
+	if answered {
 		releaseLog(ctx)
 		return p.Address(), nil
 	}
 	if !group.starts {
 		return "", errdefs.Newf(errdefs.Unavailable, "start container "+id, "the shim of pod %s does not answer", p.ID())
 	}
-	unlock, err := m.lock(0)
+	unlock, err := m.lock(unix.LOCK_SH)
 	if err != nil {
 		return "", err
 	}
@@ -122,7 +125,8 @@ func (m Manager) Start(ctx context.Context, id string, opts containerdshim.Start
 	return p.Address(), nil
 }
 
-// startKeeper starts this binary as the pod's keeper, in a session of its own.
+// startKeeper starts this binary as the pod's keeper, in a session of its own. That of a
+// pod that begins logs to the log in the working directory, the bundle.
 func startKeeper(ctx context.Context, args keeperArgs, socket *os.File) (err error) {
 	if args.Namespace, err = namespaces.NamespaceRequired(ctx); err != nil {
 		return err
@@ -131,10 +135,14 @@ func startKeeper(ctx context.Context, args keeperArgs, socket *os.File) (err err
 	cmd.Args = args.encode()
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if args.Orphan {
+		cmd.Dir = args.Pod.Dir() // a file called log in the operator's directory, or another pod's, is not its own
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	return cmd.Process.Release()
+	go func() { _ = cmd.Wait() }() // the caller may be a keeper, and live longer: there are to be no zombies
+	return nil
 }
 
 // releaseLog ends the read of CRI-O's that waits for this container's shim to open
@@ -172,8 +180,18 @@ func (m Manager) Stop(ctx context.Context, id string) (containerdshim.StopStatus
 	if err != nil {
 		return containerdshim.StopStatus{}, err
 	}
-	if conn, err := keeper.Dial(ctx, p); err == nil {
-		return stopAnswered(ctx, conn, p, id)
+	// A sweep in the middle of this would start a keeper for what is being removed.
+	unlock, err := m.lock(unix.LOCK_SH)
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
+	defer unlock()
+	answered, err := kept(p)
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
+	if answered {
+		return stopAnswered(ctx, p, id)
 	}
 	r, err := p.Get(id)
 	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
@@ -197,7 +215,11 @@ func (m Manager) Stop(ctx context.Context, id string) (containerdshim.StopStatus
 
 // stopAnswered forgets a container of a pod that has somebody who answers for it: that
 // must be a keeper without a shim, as a sweep leaves it.
-func stopAnswered(ctx context.Context, conn net.Conn, p pod.Pod, id string) (_ containerdshim.StopStatus, err error) {
+func stopAnswered(ctx context.Context, p pod.Pod, id string) (_ containerdshim.StopStatus, err error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", p.Socket())
+	if err != nil {
+		return containerdshim.StopStatus{}, err
+	}
 	client := ttrpc.NewClient(conn)
 	defer func() { err = errors.Join(err, client.Close()) }()
 	tasks := taskapi.NewTaskClient(client)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types/task"
@@ -64,6 +65,9 @@ type container struct {
 	// images are those that it is on, guarded by service.mu.
 	images []pod.Image
 }
+
+// lostTimeout is how long a container that CRI-O has lost sight of may take to die.
+const lostTimeout = 30 * time.Second
 
 var errDeleted = errors.New("the container was deleted while it was being created")
 
@@ -269,10 +273,24 @@ func (s *service) lost() []string {
 	return slices.Collect(maps.Keys(s.containers))
 }
 
+// destroy kills and deletes a container. What does not die, because it hangs in the kernel,
+// is left: CRI-O waits for the answer to Shutdown without an end of its own.
 func (s *service) destroy(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, lostTimeout)
+	defer cancel()
 	if _, err := s.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(unix.SIGKILL), All: true}); err == nil {
-		if _, err := s.Wait(ctx, &taskapi.WaitRequest{ID: id}); err != nil {
-			return err
+		exited := make(chan error, 1)
+		go func() { // the task service does not look at ctx
+			_, err := s.Wait(ctx, &taskapi.WaitRequest{ID: id})
+			exited <- err
+		}()
+		select {
+		case err := <-exited:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of container %s: %w", id, ctx.Err())
 		}
 	}
 	_, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: id})

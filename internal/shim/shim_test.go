@@ -30,6 +30,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	. "github.com/onsi/gomega"
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/sandbox/layers"
 	"github.com/husk-cri/husk/internal/shim/keeper"
@@ -126,6 +127,12 @@ func newE2E(t *testing.T) *e2e {
 	e.pod = mustPod(t, "", e.sandboxID)
 	e.config = writeConfig(t, fmt.Sprintf("runtime_root = %q\nstore_size = \"64m\"\nexits_dir = %q\n", filepath.Join(e.dir, "runc"), e.dir))
 	t.Cleanup(func() { // whatever the test came to
+		unlock, err := Manager{}.lock(unix.LOCK_SH) // no sweep of another pod's brings it a keeper now
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unlock()
 		if records, err := e.pod.List(); err == nil && len(records) > 0 {
 			e.kill("-id " + e.sandboxID)
 			e.kill(keeper.Command + "\x00" + e.sandboxID)

@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"time"
 
-	containerdshim "github.com/containerd/containerd/runtime/v2/shim"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/internal/shim/pod"
@@ -42,49 +41,18 @@ var pullGroup = regexp.MustCompile(`^husk-pull-([0-9]+)-[0-9]+$`)
 func (m Manager) Sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	unlock, err := m.lock(unix.LOCK_NB)
+	return errors.Join(m.sweepPods(ctx), sweepGroups(ctx, cgroupMount))
+}
+
+func (m Manager) sweepPods(ctx context.Context) error {
+	unlock, err := m.lock(unix.LOCK_EX | unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	err = m.sweepPods(ctx)
-	unlock()
-	return errors.Join(err, sweepGroups(ctx, cgroupMount))
-}
-
-// podsDir returns the directory that has one for each pod.
-func (m Manager) podsDir() string {
-	if m.StateDir == "" {
-		return filepath.Join(pod.DefaultStateDir, "pods")
-	}
-	return filepath.Join(m.StateDir, "pods")
-}
-
-// lock keeps sweeps and starts of pods apart: a pod that is being started has a state
-// and nobody who answers, as one that was killed has. flag is 0 or LOCK_NB.
-func (m Manager) lock(flag int) (unlock func(), err error) {
-	if err := os.MkdirAll(m.podsDir(), podsMode); err != nil {
-		return nil, fmt.Errorf("lock the pods: %w", err)
-	}
-	dir, err := os.Open(m.podsDir())
-	if err != nil {
-		return nil, fmt.Errorf("lock the pods: %w", err)
-	}
-	for {
-		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|flag)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the pods: %w", err), dir.Close())
-	}
-	return func() { _ = dir.Close() }, nil // which unlocks it
-}
-
-func (m Manager) sweepPods(ctx context.Context) error {
+	defer unlock()
 	entries, err := os.ReadDir(m.podsDir())
 	if err != nil {
 		return fmt.Errorf("look for pods: %w", err)
@@ -92,8 +60,8 @@ func (m Manager) sweepPods(ctx context.Context) error {
 	var errs []error
 	for adopted := 0; len(entries) > 0 && adopted < maxOrphans && ctx.Err() == nil; entries = entries[1:] {
 		p, err := pod.New(m.StateDir, entries[0].Name())
-		if err != nil || !entries[0].IsDir() || containerdshim.CanConnect(p.Address()) {
-			continue // not a pod's, or one that lives
+		if err != nil || !entries[0].IsDir() {
+			continue // not a pod's
 		}
 		keeps, err := m.adopt(ctx, p)
 		if err != nil {
@@ -106,8 +74,61 @@ func (m Manager) sweepPods(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// podsDir returns the directory that has one for each pod.
+func (m Manager) podsDir() string {
+	if m.StateDir == "" {
+		return filepath.Join(pod.DefaultStateDir, "pods")
+	}
+	return filepath.Join(m.StateDir, "pods")
+}
+
+// lock keeps a sweep, which takes LOCK_EX, apart from the starts and ends of pods, which
+// take LOCK_SH: a pod that is being started has a state and nobody who answers, as one
+// that was killed has. how is as of flock(2).
+func (m Manager) lock(how int) (unlock func(), err error) {
+	if err := os.MkdirAll(m.podsDir(), podsMode); err != nil {
+		return nil, fmt.Errorf("lock the pods: %w", err)
+	}
+	dir, err := os.Open(m.podsDir())
+	if err != nil {
+		return nil, fmt.Errorf("lock the pods: %w", err)
+	}
+	for {
+		err = unix.Flock(int(dir.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the pods: %w", err), dir.Close())
+	}
+	return func() { _ = dir.Close() }, nil // which unlocks it
+}
+
+// kept says whether somebody holds a pod's socket: its keeper or its shim. It does not
+// connect. On a busy machine that fails for want of time, or of room in the queue, and
+// the end of a pod that lives would follow; and to wake them all for each sweep is dear.
+// The kernel tells a socket of another type from one that is gone (unix(7)).
+func kept(p pod.Pod) (bool, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: p.Socket()})
+		_ = unix.Close(fd) // nothing was written
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.EPROTOTYPE):
+		return true, nil
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
+		return false, nil
+	}
+	return false, fmt.Errorf("look for the keeper of pod %s: %w", p.ID(), err)
+}
+
 // adopt gives a keeper to a pod that has none. One without containers is removed.
 func (m Manager) adopt(ctx context.Context, p pod.Pod) (keeps bool, err error) {
+	if lives, err := kept(p); err != nil || lives {
+		return false, err
+	}
 	records, err := p.List()
 	if err != nil {
 		return false, err

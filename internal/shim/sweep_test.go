@@ -1,11 +1,14 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
 
+	"github.com/husk-cri/husk/internal/shim/keeper"
 	"github.com/husk-cri/husk/internal/shim/pod"
 )
 
@@ -34,11 +38,14 @@ func TestSweepRemovesWhatNobodyNeeds(t *testing.T) {
 	other := filepath.Join(dir, "pods", "not a pod")
 	g.Expect(os.WriteFile(other, nil, 0o600)).To(Succeed())
 
-	unlock, err := m.lock(0) // a pod is being started
+	unlock, err := m.lock(unix.LOCK_SH) // a pod is being started
 	g.Expect(err).NotTo(HaveOccurred())
+	another, err := m.lock(unix.LOCK_SH) // and does not hold up others
+	g.Expect(err).NotTo(HaveOccurred())
+	another()
 	g.Expect(m.Sweep(inNamespace(t))).To(Succeed())
 	g.Expect(empty.Dir()).To(BeADirectory(), "it may be the one that is being started")
-	_, err = m.lock(unix.LOCK_NB)
+	_, err = m.lock(unix.LOCK_EX | unix.LOCK_NB)
 	g.Expect(err).To(MatchError(unix.EWOULDBLOCK))
 	unlock()
 
@@ -46,6 +53,90 @@ func TestSweepRemovesWhatNobodyNeeds(t *testing.T) {
 	g.Expect(empty.Dir()).NotTo(BeADirectory())
 	g.Expect(living.Dir()).To(BeADirectory())
 	g.Expect(other).To(BeARegularFile())
+}
+
+// A keeper that has no time to accept lives all the same: to take it for dead would kill
+// its pod's containers.
+func TestSweepSparesABusyKeeper(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	m := Manager{StateDir: t.TempDir()}
+	busy := mustPod(t, m.StateDir, "busy")
+	g.Expect(busy.Create()).To(Succeed())
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(unix.Bind(fd, &unix.SockaddrUnix{Name: busy.Socket()})).To(Succeed())
+	g.Expect(unix.Listen(fd, 0)).To(Succeed())
+	g.Eventually(func() error {
+		conn, err := net.Dial("unix", busy.Socket())
+		if err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+		return err
+	}).Should(MatchError(unix.EAGAIN), "there is no room in the queue")
+	g.Expect(m.Sweep(inNamespace(t))).To(Succeed())
+	g.Expect(busy.Dir()).To(BeADirectory())
+	g.Expect(unix.Close(fd)).To(Succeed())
+	g.Expect(m.Sweep(inNamespace(t))).To(Succeed())
+	g.Expect(busy.Dir()).NotTo(BeADirectory())
+}
+
+// Whoever sweeps may live long, and where it stands is not the orphan's place.
+func TestAnOrphansKeeper(t *testing.T) {
+	needRoot(t)
+	g := NewWithT(t)
+	cwd, bundle := t.TempDir(), t.TempDir()
+	t.Chdir(cwd)
+	g.Expect(os.WriteFile("log", []byte("somebody's"), 0o600)).To(Succeed())
+	p := mustPod(t, "", newID(t))
+	adoptAlone(t, p, pod.Record{ID: "c1", Bundle: bundle, Runtime: "/bin/true"})
+	conn, err := net.Dial("unix", p.Socket())
+	g.Expect(err).NotTo(HaveOccurred())
+	client := ttrpc.NewClient(conn)
+	defer func() { _ = client.Close() }()
+	tasks := taskapi.NewTaskClient(client)
+	_, err = tasks.Delete(t.Context(), &taskapi.DeleteRequest{ID: "c1"})
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = tasks.Shutdown(t.Context(), &taskapi.ShutdownRequest{ID: "c1"})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Eventually(p.Dir, 5*time.Second).ShouldNot(BeADirectory())
+	g.Expect(os.ReadFile("log")).To(BeEquivalentTo("somebody's"))
+	g.Eventually(func() []string { return childrenCalled(t, keeper.Command) }, 5*time.Second).Should(BeEmpty(), "zombies")
+}
+
+// adoptAlone gives a keeper to a pod with that container.
+func adoptAlone(t *testing.T, p pod.Pod, r pod.Record) {
+	t.Helper()
+	unlock, err := Manager{}.lock(unix.LOCK_SH) // no sweep of another pod's does it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	t.Cleanup(func() { _ = p.Remove() })
+	if err := errors.Join(p.Create(), p.Put(r)); err != nil {
+		t.Fatal(err)
+	}
+	if keeps, err := (Manager{}).adopt(inNamespace(t), p); err != nil || !keeps {
+		t.Fatalf("no keeper: %v", err)
+	}
+}
+
+// childrenCalled returns /proc/PID/stat of the children of this process with that name.
+func childrenCalled(t *testing.T, name string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, file := range files {
+		data, _ := os.ReadFile(file) // it may be gone
+		_, after, ok := strings.Cut(string(data), "("+name+") ")
+		if fields := strings.Fields(after); ok && len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid()) {
+			found = append(found, string(data))
+		}
+	}
+	return found
 }
 
 // A damaged pod is reported and does not keep the others from being cleaned up.

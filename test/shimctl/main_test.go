@@ -48,7 +48,7 @@ func TestPull(t *testing.T) {
 	g.Expect(out.String()).To(ContainSubstring(`"kind":"policy-refused"`))
 	out.Reset()
 	g.Expect(run(t.Context(), []string{"list", "--state", dir, "--sandbox", "s1"}, &out)).To(Succeed())
-	g.Expect(out.String()).To(Equal("{}\n"))
+	g.Expect(out.String()).To(Equal(`{"images":[{"image_id":"id"}]}` + "\n"))
 }
 
 func TestCommandLine(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,11 +146,13 @@ func TestAnnounceExit(t *testing.T) {
 func TestDestroyNamesTheContainer(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
+	root := filepath.Join(t.TempDir(), "root dir")
+	g.Expect(os.Mkdir(root, 0o700)).To(Succeed())
 	script := filepath.Join(t.TempDir(), "runtime")
 	g.Expect(os.WriteFile(script, []byte("#!/bin/sh\necho $* >$0.args; echo no such thing >&2; exit 1\n"), 0o700)).To(Succeed())
-	r := pod.Record{ID: "c1", Runtime: script, RuntimeRoot: "/root dir"}
+	r := pod.Record{ID: "c1", Runtime: script, RuntimeRoot: root}
 	g.Expect(r.Destroy(t.Context())).To(MatchError(And(ContainSubstring("c1"), ContainSubstring("no such thing"))))
-	g.Expect(os.ReadFile(script + ".args")).To(Equal([]byte("--root /root dir delete --force c1\n")))
+	g.Expect(os.ReadFile(script + ".args")).To(Equal([]byte("--root " + root + " delete --force c1\n")))
 }
 
 func TestImagesOfARecord(t *testing.T) {
@@ -174,6 +177,36 @@ func TestImagesOfARecord(t *testing.T) {
 }
 
 // The groups of pulls that were at work when a shim died go with its sandbox.
+// A runtime would make its directory again, with all above it, for a container that went
+// with it.
+func TestDestroyMakesNoDirectory(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := t.TempDir()
+	script := filepath.Join(dir, "runtime")
+	g.Expect(os.WriteFile(script, []byte("#!/bin/sh\nexec mkdir -p \"$2\"\n"), 0o700)).To(Succeed())
+	r := pod.Record{ID: "c1", Runtime: script, RuntimeRoot: filepath.Join(dir, "state", "runc")}
+	g.Expect(r.Destroy(t.Context())).To(Succeed())
+	g.Expect(filepath.Join(dir, "state")).NotTo(BeADirectory())
+}
+
+// runsc leaves processes behind that hold its output open.
+func TestDestroyDoesNotWaitForWhatARuntimeLeaves(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := t.TempDir()
+	script := filepath.Join(dir, "runtime")
+	g.Expect(os.WriteFile(script, []byte("#!/bin/sh\nsleep 60 &\necho $! >"+dir+"/left\n"), 0o700)).To(Succeed())
+	begin := time.Now()
+	g.Expect(pod.Record{ID: "c1", Runtime: script, RuntimeRoot: dir}.Destroy(t.Context())).To(Succeed())
+	g.Expect(time.Since(begin)).To(BeNumerically("<", 30*time.Second))
+	left, err := os.ReadFile(filepath.Join(dir, "left"))
+	g.Expect(err).NotTo(HaveOccurred())
+	pid, err := strconv.Atoi(strings.TrimSpace(string(left)))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(syscall.Kill(pid, syscall.SIGKILL)).To(Succeed())
+}
+
 func TestDestroyRemovesTheGroupsOfPulls(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

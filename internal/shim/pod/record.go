@@ -23,6 +23,10 @@ const KilledStatus = 128 + 9
 // of a dead shim: a runtime that hangs must not keep the pod's other containers alive.
 const destroyTimeout = 30 * time.Second
 
+// outputDelay is how long a runtime's output is waited for once the runtime has ended: what
+// it has left behind may hold it open as long as it likes.
+const outputDelay = time.Second
+
 // Record is what outlives the shim of a container: enough to kill it, to clean up
 // after it and to answer for it.
 type Record struct {
@@ -98,11 +102,7 @@ func (r Record) Exited(at time.Time, status uint32) Record {
 func (r Record) Destroy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
 	defer cancel()
-	var errs []error
-	cmd := exec.CommandContext(ctx, r.Runtime, "--root", r.RuntimeRoot, "delete", "--force", r.ID)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		errs = append(errs, fmt.Errorf("delete container %s: %w: %.500s", r.ID, err, out))
-	}
+	errs := []error{r.delete(ctx)}
 	if r.Cgroup == "" {
 		return errors.Join(errs...)
 	}
@@ -116,6 +116,21 @@ func (r Record) Destroy(ctx context.Context) error {
 		errs = append(errs, sandbox.RemoveCgroup(ctx, r.Cgroup, name))
 	}
 	return errors.Join(errs...)
+}
+
+// delete has the OCI runtime kill the container and forget it.
+func (r Record) delete(ctx context.Context) error {
+	// A runtime would make its directory, for ever, only to find nothing in it.
+	if _, err := os.Stat(r.RuntimeRoot); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, r.Runtime, "--root", r.RuntimeRoot, "delete", "--force", r.ID)
+	cmd.WaitDelay = outputDelay
+	out, err := cmd.CombinedOutput()
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+		return fmt.Errorf("delete container %s: %w: %.500s", r.ID, err, out)
+	}
+	return nil
 }
 
 // AnnounceExit tells CRI-O that the container has ended, through the directory that
