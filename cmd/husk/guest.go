@@ -54,7 +54,7 @@ func guestFlags() []cli.Flag {
 // guestStoreFlags say where the images are.
 func guestStoreFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "cdh-config", Value: guest.DefaultConfig, Usage: "read [image] from `FILE`; without it the kernel parameters count", TakesFile: true},
+		&cli.StringFlag{Name: "cdh-config", Value: guest.DefaultConfig, Usage: "read [image] from `FILE`, which must be there if it is named; without one the kernel parameters count", TakesFile: true},
 		&cli.StringFlag{Name: "kernel-parameters", Value: guest.KernelParameters, Usage: "read the kernel parameters from `FILE`", TakesFile: true},
 		&cli.StringFlag{Name: "work-dir", Usage: "keep images in `DIR` instead of the work_dir of the configuration"},
 	}
@@ -68,7 +68,7 @@ func guestOptions(c *cli.Context) guest.Options {
 		handler = slog.NewJSONHandler(c.App.ErrWriter, nil)
 	}
 	return guest.Options{
-		Config: c.String("cdh-config"), Cmdline: c.String("kernel-parameters"), WorkDir: c.String("work-dir"),
+		Config: c.String("cdh-config"), ConfigNamed: c.IsSet("cdh-config"), Cmdline: c.String("kernel-parameters"), WorkDir: c.String("work-dir"),
 		RunDir: c.String("run-dir"), BundleParent: c.String("bundle-parent"), KeysDir: c.String("keys-dir"), KeyProviders: c.String("key-providers"),
 		CDHSocket: c.String("cdh-socket"), AASocket: c.String("aa-socket"),
 		Log: slog.New(handler),

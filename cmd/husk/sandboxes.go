@@ -147,7 +147,7 @@ func among(held []sandboxes.Image, name string) (string, error) {
 	}
 	switch len(found) {
 	case 0:
-		return "", errdefs.Newf(errdefs.NotFound, op, "the pod's store has no such image (husk images --sandboxes)")
+		return "", errdefs.Newf(errdefs.NotFound, op, "the pod's store has no such image: name it by its ID or repository@digest (husk images --sandboxes)")
 	case 1:
 		return found[0], nil
 	default:

@@ -49,6 +49,9 @@ const (
 
 // Options say where things are in the guest. There are no defaults but the ones said.
 type Options struct {
+	// ConfigNamed says that somebody named Config, which must then be there: a mistyped name
+	// would be a guest without the image policy in it. Zero: it may be missing.
+	ConfigNamed bool
 	// Config is cdh.toml; Cmdline the kernel parameters, for a guest without one.
 	Config, Cmdline string
 	// WorkDir replaces the work_dir of the configuration; "" leaves it.
@@ -163,6 +166,11 @@ func (l *loaded) close() error {
 }
 
 func (g *Guest) config() (imagers.Config, error) {
+	if g.opts.ConfigNamed {
+		if _, err := os.Stat(g.opts.Config); err != nil {
+			return imagers.Config{}, errdefs.New(errdefs.InvalidArgument, "read the image configuration", err)
+		}
+	}
 	conf, err := imagers.Read(g.opts.Config, g.opts.Cmdline)
 	if err != nil {
 		return conf, err

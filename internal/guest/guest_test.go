@@ -19,6 +19,7 @@ import (
 	"github.com/husk-cri/husk/internal/testkit/cdhclient"
 	"github.com/husk-cri/husk/internal/testkit/fakeregistry"
 	"github.com/husk-cri/husk/internal/testkit/images"
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 func TestPull(t *testing.T) {
@@ -291,6 +292,31 @@ func TestPolicyOfTheKeyBroker(t *testing.T) {
 	_, err := m.pull(m.push("app", appSpec()), m.path("bundles/c"))
 	expectRefused(g, err, "policy")
 	g.Expect(m.files("bundles")).To(BeEmpty())
+}
+
+// A configuration that somebody named is there, or nothing is pulled: it may have the policy.
+func TestNamedConfigurationIsThere(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	m := newMachine(t, "", nil)
+	image := m.push("app", appSpec())
+	m.opts.Config, m.opts.ConfigNamed = m.path("cdh.tmol"), true
+	_, err := New(m.opts).Pull(t.Context(), image, "", nil)
+	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InvalidArgument), "%v", err)
+	g.Expect(err).To(MatchError(ContainSubstring("cdh.tmol")))
+	_, err = New(m.opts).Images()
+	g.Expect(err).To(HaveOccurred())
+}
+
+// A directory that cannot be read is not an empty one.
+func TestImagesThatCannotBeListed(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	m := newMachine(t, "", nil)
+	g.Expect(os.MkdirAll(m.path("work"), 0o755)).To(Succeed())
+	g.Expect(os.WriteFile(m.path("work/pulled"), nil, 0o600)).To(Succeed())
+	_, err := New(m.opts).Images()
+	g.Expect(err).To(MatchError(ContainSubstring("pulled")))
 }
 
 func TestImages(t *testing.T) {

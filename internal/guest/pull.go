@@ -195,7 +195,12 @@ func (g *Guest) Images() ([]Pulled, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := filepath.Glob(filepath.Join(conf.WorkDir, "pulled", "*.json"))
+	dir := filepath.Join(conf.WorkDir, "pulled")
+	// Glob takes a directory that cannot be read for an empty one.
+	if _, err := os.ReadDir(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, errdefs.New(errdefs.Internal, op, err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
 		return nil, errdefs.New(errdefs.Internal, op, err)
 	}

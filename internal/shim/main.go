@@ -39,6 +39,15 @@ const sweepCommand = "sweep"
 // binaryName is what CRI-O makes of [Name].
 const binaryName = "containerd-shim-husk-v2"
 
+// helpText is for people. CRI-O starts and deletes pods by the arguments of shim v2.
+const helpText = binaryName + ` is started by CRI-O, for the pods of a handler that names it (docs/store.md).
+
+  features   what the OCI runtime of ` + DefaultConfigPath + ` can do, as JSON; CRI-O asks when it starts
+  sweep      clean up after pods of this machine whose shim and keeper were killed
+  --version
+  --help
+`
+
 // Main runs whichever process the arguments and the environment ask for, and returns
 // its exit status. Version is what --version prints.
 func Main(ctx context.Context, args []string, version string, puller layers.Puller) int {
@@ -59,6 +68,11 @@ func run(ctx context.Context, args []string, version string, puller layers.Pulle
 	case command == "--version" || command == "-v": // CRI-O asks each time it starts
 		_, err := fmt.Println(binaryName, version)
 		return err
+	case command == "--help" || command == "-h" || command == "help":
+		_, err := fmt.Print(helpText)
+		return err
+	case (command == featuresCommand || command == sweepCommand) && len(args) > 2:
+		return fmt.Errorf("%s takes no arguments\n%s", command, helpText)
 	case command == featuresCommand:
 		// CRI-O starts, and will ask for its containers: those whose shim is gone need
 		// somebody who answers. What cannot be cleaned up is no reason not to answer.

@@ -87,6 +87,28 @@ func TestFeaturesCommand(t *testing.T) {
 	g.Expect(doc.OCIVersionMax).NotTo(BeEmpty())
 }
 
+// Who asks for help gets it, and no sweep.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	say := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
+		cmd.Env = append(os.Environ(), binaryEnv+"=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, help := range []string{"--help", "-h", "help"} {
+		got, err := say(help)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(got).To(Equal(helpText))
+	}
+	for _, command := range []string{featuresCommand, sweepCommand} {
+		got, err := say(command, "--help")
+		g.Expect(err).To(HaveOccurred(), command)
+		g.Expect(got).To(And(ContainSubstring("takes no arguments"), ContainSubstring(helpText)))
+	}
+}
+
 func TestAnAnswerHasABound(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

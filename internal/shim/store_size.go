@@ -33,7 +33,9 @@ type size struct{ bytes, percent int64 }
 
 // parseSize reads "25%" and, as tmpfs(5) has it, "512m".
 func parseSize(text string) (size, error) {
-	wrong := func() (size, error) { return size{}, fmt.Errorf("%q is not a size", text) }
+	wrong := func() (size, error) {
+		return size{}, fmt.Errorf("%q is not a size: write 512m or 2g (of 1024), or 25%%", text)
+	}
 	if text == "" || text[0] < '1' || text[0] > '9' { // nor is 0, which tmpfs takes for no limit
 		return wrong()
 	}

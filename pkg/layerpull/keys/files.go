@@ -148,7 +148,7 @@ func (k *fileKeys) unavailable() string {
 	case !k.configured:
 		return "no keys directory is configured"
 	case len(k.private) == 0:
-		return fmt.Sprintf("keys directory %s holds no usable private key (%d files without one)", k.name, k.unusable)
+		return fmt.Sprintf("keys directory %s holds no usable private key (%d other *.pem, *.key and *.crt files)", k.name, k.unusable)
 	}
 	return fmt.Sprintf("none of the %d private keys in keys directory %s opens the layer", len(k.private), k.name)
 }

@@ -92,8 +92,8 @@ func TestPrivateKeysFromFiles(t *testing.T) {
 		"another's JWE key":       {strangerDir, jweAnnotations, jweBlob, "none of the 1 private keys in keys directory ring opens the layer"},
 		"PKCS7, no certificate":   {jweDir, p7Annotations, p7Blob, "none of the 1 private keys"},
 		"no directory":            {"", jweAnnotations, jweBlob, "no keys directory is configured"},
-		"missing directory":       {"/nonexistent/ring", jweAnnotations, jweBlob, "keys directory ring holds no usable private key (0 files without one)"},
-		"garbage":                 {garbage, jweAnnotations, jweBlob, "holds no usable private key (1 files without one)"},
+		"missing directory":       {"/nonexistent/ring", jweAnnotations, jweBlob, "keys directory ring holds no usable private key (0 other *.pem, *.key and *.crt files)"},
+		"garbage":                 {garbage, jweAnnotations, jweBlob, "holds no usable private key (1 other *.pem, *.key and *.crt files)"},
 		"no packets":              {jweDir, publicOnly, nil, "none of the 1 private keys"},
 		"a packet that is no JWE": {jweDir, map[string]string{annotationJWE: "eHh4", annotationPublic: publicOnly[annotationPublic]}, nil, "none of the 1 private keys"},
 	} {
