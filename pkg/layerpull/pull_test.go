@@ -142,7 +142,7 @@ func TestKeys(t *testing.T) {
 		{"none configured", "", "no keys directory is configured"},
 		{"directory missing", "/nonexistent/ring", "keys directory ring holds no usable private key"},
 		{"wrong key", wrong, "none of the 1 private keys in keys directory ring opens the layer"},
-		{"garbage", garbage, "keys directory garbage holds no usable private key (1 files without one)"},
+		{"garbage", garbage, "keys directory garbage holds no usable private key (1 other *.pem, *.key and *.crt files)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
