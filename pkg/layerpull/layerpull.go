@@ -147,6 +147,10 @@ type Image struct {
 	// layer that is there twice counts its bytes once.
 	Layers int
 	Bytes  int64
+	// PulledAt is when this store was done with it, by this pull or an earlier one, and
+	// Took how long that was.
+	PulledAt time.Time
+	Took     time.Duration
 	// FetchedLayers and FetchedBytes count what this pull took from the registry;
 	// bytes are as transferred. Layers that were in the store count nothing.
 	FetchedLayers int
@@ -209,7 +213,8 @@ func pullFrom(ctx context.Context, src *source, store *Store, cfg Config, began 
 	if err := fetch(ctx, src, store, cfg, layers, &img); err != nil {
 		return Image{}, err
 	}
-	return img, store.save(src, img, layers, time.Since(began))
+	img.PulledAt, img.Took = time.Now().UTC(), time.Since(began)
+	return img, store.save(src, img, layers)
 }
 
 // fetch brings the layers into the store, and says so in img.

@@ -206,7 +206,7 @@ func (s *Store) load(ref imageref.Reference) (Image, bool) {
 		}
 		layers = append(layers, layer{diffID: d})
 	}
-	img := Image{Manifest: r.Manifest, ConfigDigest: r.Config, Config: r.Image}
+	img := Image{Manifest: r.Manifest, ConfigDigest: r.Config, Config: r.Image, PulledAt: r.PulledAt, Took: r.Took}
 	return img, s.describe(&img, layers) == nil
 }
 
@@ -265,7 +265,7 @@ func (s *Store) readRecord(name string) (r record, err error) {
 }
 
 // save records the image; the caller holds the image's lock.
-func (s *Store) save(src *source, img Image, layers []layer, took time.Duration) error {
+func (s *Store) save(src *source, img Image, layers []layer) error {
 	const op = "record image"
 	pinned, err := src.ref.Pin(src.ref.Digest()) // without a tag
 	if err != nil {
@@ -273,7 +273,7 @@ func (s *Store) save(src *source, img Image, layers []layer, took time.Duration)
 	}
 	r := record{
 		Reference: pinned, Location: src.location, Manifest: img.Manifest, Config: img.ConfigDigest, Image: img.Config,
-		PulledAt: time.Now().UTC(), Took: took,
+		PulledAt: img.PulledAt, Took: img.Took,
 	}
 	for _, l := range layers {
 		r.DiffIDs = append(r.DiffIDs, l.diffID)

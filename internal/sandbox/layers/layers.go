@@ -215,26 +215,8 @@ func (Layers) Pull(ctx context.Context, req PullRequest, progress func(layerpull
 	if err != nil {
 		return Image{}, err
 	}
-	pulled, err := find(store, ref)
-	if err != nil {
-		return Image{}, errdefs.New(errdefs.Internal, op, err)
-	}
 	return Image{
 		ManifestDigest: image.Manifest, ImageID: image.ConfigDigest.ImageID(), Layers: image.Layers, Bytes: image.Bytes,
-		PulledAt: pulled.PulledAt, Took: pulled.Took, LayerDirs: image.LayerDirs, RootDir: image.RootDir, Config: image.Config,
+		PulledAt: image.PulledAt, Took: image.Took, LayerDirs: image.LayerDirs, RootDir: image.RootDir, Config: image.Config,
 	}, nil
-}
-
-// find returns what the store says of the image that was pulled as ref.
-func find(store *layerpull.Store, ref imageref.Reference) (layerpull.StoredImage, error) {
-	images, err := store.Images()
-	if err != nil {
-		return layerpull.StoredImage{}, err
-	}
-	for _, image := range images {
-		if image.Reference.Repository() == ref.Repository() && image.Reference.Digest() == ref.Digest() {
-			return image, nil
-		}
-	}
-	return layerpull.StoredImage{}, errors.New("the store does not have it")
 }
