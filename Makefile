@@ -18,7 +18,7 @@ GOLANGCI := $(HUSK_CACHE)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 BATS_FILES ?= test
 
 APT := bats busybox-static ca-certificates conmon containernetworking-plugins crun docker-registry gcc \
-	curl iproute2 iptables jq libassuan-dev libbtrfs-dev libgpgme-dev libseccomp-dev make nftables \
+	curl iproute2 iptables jq libassuan-dev libbtrfs-dev libgpgme-dev libseccomp-dev make nftables openssl \
 	pkg-config procps protobuf-compiler runc shellcheck skopeo socat
 
 .PHONY: help
@@ -51,6 +51,10 @@ build-test: build deps ## Build the test tools, and CRI-O itself into the cache
 	$(GOBUILD) -o $(BIN)/kubelet ./test/kubelet
 	$(GOBUILD) -o $(BIN)/shimctl ./test/shimctl
 	$(GOBUILD) -o $(BIN)/collector ./test/collector
+	$(GOBUILD) -o $(BIN)/bundlediff ./test/bundlediff
+	$(GOBUILD) -o $(BIN)/bundlectl ./test/bundlectl
+	$(GOBUILD) -o $(BIN)/kata ./test/kata
+	$(GOBUILD) -o $(BIN)/containerd-shim-fakekata-v2 ./internal/testkit/fakekata/cmd
 	$(GOBUILD) -o $(BIN)/cdhclient ./internal/testkit/cdhclient/cmd
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/testnode ./cmd/testnode
 	cd test/node && CGO_ENABLED=0 go build -o ../../$(BIN)/crictl ./cmd/crictl
@@ -83,8 +87,16 @@ fuzz: ## Run every fuzz target for FUZZTIME
 	test -n "$$targets" || { echo "no fuzz targets found" >&2; exit 1; }; \
 	for t in $$targets; do $(GOTEST) -run '^$$' -fuzz "^$${t#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${t%%:*}"; done
 
+# The peer of `husk run`. Only the benchmarks need it.
+.PHONY: bench-deps
+bench-deps: ## Install the Debian packages that only the benchmarks compare with (idempotent)
+	@dpkg-query -W -f '$${Status}' podman 2>/dev/null | grep -q 'install ok installed' || { \
+	  echo "installing: podman"; \
+	  apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends podman >/dev/null; }
+
 .PHONY: bench
-bench: build-test ## Benchmarks into build/bench/*.json, peers measured in the same run
+bench: build-test bench-deps ## Benchmarks into build/bench/*.json, peers measured in the same run
 	@mkdir -p build/bench
 	$(GOBUILD) -o $(BIN)/bench ./test/bench
 	$(BIN)/bench --bin $(BIN) --cache $(HUSK_CACHE) --out build/bench

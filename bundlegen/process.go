@@ -5,6 +5,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -34,31 +35,57 @@ type Process struct {
 	StopSignal string
 	// Volumes are the image's volumes: absolute, clean, sorted paths.
 	Volumes []string
-	// Labels are those of the image config.
+	// ExposedPorts are the image's ports, "port" or "port/protocol", sorted. They open nothing.
+	ExposedPorts []string
+	// Labels are those of the image config. They are no annotations of the container.
 	Labels map[string]string
 }
 
 // Effective applies req to the image by the conversion rules of the OCI image spec
-// and CRI-O's (SpecSetProcessArgs, mergeEnvs). The error is InvalidArgument when
-// nothing would be run, and TooLarge for more volumes than any image needs.
+// and CRI-O's (SpecSetProcessArgs, mergeEnvs). A health check, which only Docker's config
+// has, is ignored. The error is InvalidArgument when nothing would be run or what would be
+// cannot be passed to the kernel, and TooLarge for more volumes than any image needs.
 func Effective(image imgspec.Image, req Request) (Process, error) {
-	args := effectiveArgs(image.Config, req)
-	if len(args) == 0 {
-		return Process{}, errdefs.Newf(errdefs.InvalidArgument, "compute container process",
-			"no command specified, neither by the image nor by the request")
+	p := Process{
+		Args:         effectiveArgs(image.Config, req),
+		Env:          mergeEnv(image.Config.Env, req.Env),
+		Cwd:          firstOf(req.WorkingDir, image.Config.WorkingDir, "/"),
+		StopSignal:   firstOf(req.StopSignal, image.Config.StopSignal),
+		Volumes:      volumes(image.Config),
+		ExposedPorts: slices.Sorted(maps.Keys(image.Config.ExposedPorts)),
+		Labels:       maps.Clone(image.Config.Labels),
 	}
-	vols := volumes(image.Config)
-	if err := checkVolumes(vols); err != nil {
+	if err := checkProcess(p); err != nil {
 		return Process{}, err
 	}
-	return Process{
-		Args:       args,
-		Env:        mergeEnv(image.Config.Env, req.Env),
-		Cwd:        firstOf(req.WorkingDir, image.Config.WorkingDir, "/"),
-		StopSignal: firstOf(req.StopSignal, image.Config.StopSignal),
-		Volumes:    vols,
-		Labels:     maps.Clone(image.Config.Labels),
-	}, nil
+	if err := checkVolumes(p.Volumes); err != nil {
+		return Process{}, err
+	}
+	return p, nil
+}
+
+// checkProcess refuses what no kernel runs, or no config.json says. A NUL ends a string in
+// the one, and what is not UTF-8 becomes something else in the other: what runs would not be
+// what was read here.
+func checkProcess(p Process) error {
+	const op = "compute container process"
+	if len(p.Args) == 0 {
+		return errdefs.Newf(errdefs.InvalidArgument, op, "no command specified, neither by the image nor by the request")
+	}
+	if !path.IsAbs(p.Cwd) {
+		return errdefs.Newf(errdefs.InvalidArgument, op, "working directory %q is not an absolute path", p.Cwd)
+	}
+	for what, list := range map[string][]string{"command": p.Args, "env": p.Env, "working directory": {p.Cwd}} {
+		for _, s := range list {
+			if strings.ContainsRune(s, 0) {
+				return errdefs.Newf(errdefs.InvalidArgument, op, "NUL in the %s", what)
+			}
+			if !utf8.ValidString(s) {
+				return errdefs.Newf(errdefs.InvalidArgument, op, "the %s is not UTF-8", what)
+			}
+		}
+	}
+	return nil
 }
 
 func effectiveArgs(image imgspec.ImageConfig, req Request) []string {

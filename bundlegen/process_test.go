@@ -1,6 +1,7 @@
 package bundlegen
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -39,6 +40,74 @@ func TestEffectiveArgs(t *testing.T) {
 			g.Expect(p.Args).To(Equal(tc.want))
 		})
 	}
+}
+
+// All that kubelet can send for all that an image can say: E and C are the image's
+// entrypoint and command, K and A the request's command and args.
+func TestEffectiveArgsEveryCombination(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	golden := map[string]string{
+		"....": "", "E...": "e1 e2", ".C..": "c1 c2", "EC..": "e1 e2 c1 c2",
+		"..K.": "k1 k2", "E.K.": "k1 k2", ".CK.": "k1 k2", "ECK.": "k1 k2",
+		"...A": "a1 a2", "E..A": "e1 e2 a1 a2", ".C.A": "a1 a2", "EC.A": "e1 e2 a1 a2",
+		"..KA": "k1 k2 a1 a2", "E.KA": "k1 k2 a1 a2", ".CKA": "k1 k2 a1 a2", "ECKA": "k1 k2 a1 a2",
+	}
+	for given, want := range golden {
+		for _, absent := range [][]string{nil, {}} { // CRI cannot tell them apart
+			list := func(i int, words ...string) []string {
+				if given[i] == '.' {
+					return absent
+				}
+				return words
+			}
+			image := imgspec.Image{Config: imgspec.ImageConfig{Entrypoint: list(0, "e1", "e2"), Cmd: list(1, "c1", "c2")}}
+			p, err := Effective(image, Request{Command: list(2, "k1", "k2"), Args: list(3, "a1", "a2")})
+			g.Expect(errdefs.Is(err, errdefs.InvalidArgument)).To(Equal(want == ""), "%s: %v", given, err)
+			g.Expect(strings.Join(p.Args, " ")).To(Equal(want), given)
+		}
+	}
+}
+
+func TestEffectiveRefuses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		image imgspec.ImageConfig
+		req   Request
+		says  string
+	}{
+		"relative directory of the image":   {imgspec.ImageConfig{WorkingDir: "srv"}, Request{}, `"srv" is not an absolute path`},
+		"relative directory of the request": {imgspec.ImageConfig{}, Request{WorkingDir: "./srv"}, `"./srv" is not an absolute path`},
+		"NUL in the entrypoint":             {imgspec.ImageConfig{Entrypoint: []string{"a\x00"}}, Request{}, "NUL in the command"},
+		"NUL in an argument":                {imgspec.ImageConfig{}, Request{Args: []string{"\x00"}}, "NUL in the command"},
+		"NUL in a variable":                 {imgspec.ImageConfig{Env: []string{"A=\x00"}}, Request{}, "NUL in the env"},
+		"NUL in the directory":              {imgspec.ImageConfig{WorkingDir: "/a\x00/../b"}, Request{}, "NUL in the working directory"},
+		"argument that is not UTF-8":        {imgspec.ImageConfig{}, Request{Args: []string{"\xff"}}, "the command is not UTF-8"},
+		"variable that is not UTF-8":        {imgspec.ImageConfig{}, Request{Env: []string{"A=\xff"}}, "the env is not UTF-8"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			tc.image.Cmd = []string{"c"}
+			p, err := Effective(imgspec.Image{Config: tc.image}, tc.req)
+			g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InvalidArgument))
+			g.Expect(err).To(MatchError(ContainSubstring(tc.says)))
+			g.Expect(p).To(BeZero())
+		})
+	}
+}
+
+// Docker's config has more than OCI's: a health check, a shell, triggers. They run nothing.
+func TestEffectiveIgnoresDockersFields(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	var image imgspec.Image
+	g.Expect(json.Unmarshal([]byte(`{"os":"linux","architecture":"amd64","config":{
+		"Cmd":["c"],"Healthcheck":{"Test":["CMD-SHELL","exit 1"],"Interval":1},"Shell":["/bin/bash"],"OnBuild":["RUN x"],
+		"Domainname":"d","Hostname":"h","Tty":true,"ArgsEscaped":true}}`), &image)).To(Succeed())
+	p, err := Effective(image, Request{})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(p).To(Equal(Process{Args: []string{"c"}, Cwd: "/"}))
 }
 
 func TestEffectiveWithNothingToRun(t *testing.T) {
@@ -89,12 +158,14 @@ func TestEffectiveRest(t *testing.T) {
 	image.Config.WorkingDir = "/srv"
 	image.Config.StopSignal = "SIGQUIT"
 	image.Config.Labels = map[string]string{"a": "b"}
+	image.Config.ExposedPorts = map[string]struct{}{"80/tcp": {}, "53/udp": {}, "443": {}}
 	image.Config.Volumes = map[string]struct{}{"/z": {}, "data": {}, "/z/": {}, "/../../up": {}}
 	p, err = Effective(image, Request{})
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(p).To(Equal(Process{
 		Args: []string{"c"}, Cwd: "/srv", StopSignal: "SIGQUIT",
 		Labels: map[string]string{"a": "b"}, Volumes: []string{"/data", "/up", "/z"},
+		ExposedPorts: []string{"443", "53/udp", "80/tcp"},
 	}))
 
 	p, err = Effective(image, Request{WorkingDir: "/tmp", StopSignal: "SIGUSR1"})

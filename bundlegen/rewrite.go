@@ -52,30 +52,37 @@ type Changes struct {
 // Its errors are those of [EffectiveUser] and [Effective], and UserUnresolvable when
 // the handler cannot resolve the names the user is given by.
 func Rewrite(rec imageref.Record, pulled imageref.PulledReference, req Request, opts RewriteOptions) (Changes, error) {
-	op := "create container from " + pulled.Reference.String()
+	changes, _, err := rewrite(rec, pulled, req, opts)
+	if err == nil {
+		err = checkEnv(rec, req)
+	}
+	if err != nil {
+		return Changes{}, fmt.Errorf("create container from %s: %w", pulled.Reference, err)
+	}
+	return changes, nil
+}
+
+// rewrite is Rewrite for any that takes specs, not just CRI-O. It also returns the process that the container will have.
+func rewrite(rec imageref.Record, pulled imageref.PulledReference, req Request, opts RewriteOptions) (c Changes, p Process, err error) {
 	user, err := EffectiveUser(rec.Image.Config, req)
 	if err != nil {
-		return Changes{}, fmt.Errorf("%s: %w", op, err)
+		return Changes{}, Process{}, err
 	}
 	if user.NeedsLookup() && !opts.ResolvesNames {
-		return Changes{}, errdefs.Newf(errdefs.UserUnresolvable, op,
+		return Changes{}, Process{}, errdefs.Newf(errdefs.UserUnresolvable, "decide container user",
 			"user %q is not numeric, and this runtime handler cannot look names up in the image: "+
 				"set runAsUser and runAsGroup in the container's securityContext", user.Spec)
 	}
-	process, err := Effective(rec.Image, req)
-	if err != nil {
-		return Changes{}, fmt.Errorf("%s: %w", op, err)
-	}
-	if err := checkEnv(rec, req); err != nil {
-		return Changes{}, fmt.Errorf("%s: %w", op, err)
+	if p, err = Effective(rec.Image, req); err != nil {
+		return Changes{}, Process{}, err
 	}
 	uid, gid, err := placeholders(user, opts.ResolvesNames)
 	if err != nil {
-		return Changes{}, fmt.Errorf("%s: %w", op, err)
+		return Changes{}, Process{}, err
 	}
-	notes, err := containerAnnotations(rec, pulled, user, process.Volumes)
+	notes, err := containerAnnotations(rec, pulled, user, p.Volumes)
 	if err != nil {
-		return Changes{}, fmt.Errorf("%s: %w", op, err)
+		return Changes{}, Process{}, err
 	}
 	if opts.KeepTag {
 		notes[annotations.CRIOImageName] = pulled.Reference.String()
@@ -86,7 +93,7 @@ func Rewrite(rec imageref.Record, pulled imageref.PulledReference, req Request, 
 		RunAsUser:          uid,
 		RunAsGroup:         gid,
 		Annotations:        notes,
-	}, nil
+	}, p, nil
 }
 
 // placeholders returns the ids that CRI-O is given. What is known goes in as it is;

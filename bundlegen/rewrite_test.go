@@ -13,7 +13,7 @@ import (
 	"github.com/husk-cri/husk/pkg/imageref"
 )
 
-func record(t *testing.T, config imgspec.ImageConfig) (imageref.Record, imageref.PulledReference) {
+func record(t testing.TB, config imgspec.ImageConfig) (imageref.Record, imageref.PulledReference) {
 	t.Helper()
 	g := NewWithT(t)
 	manifest, err := imageref.ParseManifestDigest(digest.FromString("manifest").String())

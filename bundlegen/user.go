@@ -4,8 +4,12 @@
 // CRI-O accept a container whose layers the host never sees. Where the layers
 // are, it completes the runtime spec against the unpacked root filesystem.
 //
-// The package holds no state and knows neither the CRI types nor any network;
-// only [Resolve] and [Complete] touch files, confined to the rootfs they are given.
+// Without CRI-O it makes the whole runtime spec and writes it as a bundle.
+//
+// The package holds no state and knows neither the CRI types nor any network.
+// [Resolve] and [Complete] touch files, confined to the rootfs they are given, and
+// [WriteBundle] its directory; [Spec] looks at which control groups and processors
+// the kernel has.
 package bundlegen
 
 import (

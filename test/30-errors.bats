@@ -8,7 +8,16 @@ WRONG=wr0ng-is-secret-too
 
 setup_file() {
 	node_up --auth "alice:$PASSWORD"
-	husk_start
+	cat >"$NODE_DIR/conf/crio.conf.d/60-lazy.conf" <<-TOML
+		[crio.runtime.runtimes.lazy]
+		runtime_type = "vm"
+		runtime_path = "$HUSK_BIN_DIR/containerd-shim-husk-v2"
+		runtime_root = "$NODE_DIR/crio/lazy"
+		runtime_pull_image = true
+		runtime_config_path = "$HUSK_TMP/shim.toml"
+	TOML
+	crio_restart
+	husk_start '[handlers.lazy]' 'eager_pull = false'
 	run_pod guest husk
 	echo '{"default":[{"type":"reject"}]}' >"$NODE_DIR/conf/policies/locked.json"
 }
@@ -146,6 +155,28 @@ lying_registry() {
 	# shellcheck disable=SC2046
 	assert_eq "$(blob_requests "$mark" "$NODE_IP" $(layer_digests "$ref"))" 0
 	assert_eq "$(stock images -q | sort)" "$IMAGES_BEFORE" "images in the store"
+}
+
+@test "a key that is not there, with eager_pull = false: it is missed when the container is created" {
+	local ref pod image mark
+	"$HUSK_BIN_DIR/mkimage" keygen "$HUSK_TMP/tmp/lost" >/dev/null
+	ref=$(push_image sealed:2 --layer /s=sealed-too --encrypt-key "$HUSK_TMP/tmp/lost/public.pem")
+	pod=$(run_pod lazy lazy)
+	mark=$(log_mark)
+	image=$(pull_image "$ref" lazy)
+	# shellcheck disable=SC2046
+	assert_eq "$(blob_requests "$mark" "" $(layer_digests "$ref"))" 0 "requests for layers"
+	run ! create_ctr "$pod" lazy c "$image=$ref" -- "${SLEEP[@]}"
+	assert_contains "$output" "unwrap layer key" # CRI-O, which asked the shim, keeps its words and not its code
+	assert_contains "$output" "$REGISTRY/sealed@sha256:"
+	# shellcheck disable=SC2046
+	assert_eq "$(blob_requests "$mark" "$NODE_IP" $(layer_digests "$ref"))" 0 "requests of the host for layers"
+	assert_eq "$(crictl ps -a -q --pod "$pod")" ""
+	# With the key there the same record serves.
+	cp "$HUSK_TMP/tmp/lost/private.pem" "$HUSK_TMP/keys/lost.pem"
+	ctr_runs "$(run_ctr "$pod" lazy c "$image=$ref" -- "${SLEEP[@]}")"
+	crictl rmp -f "$pod"
+	cri rmi --runtime-handler lazy "$ref"
 }
 
 @test "no log holds a credential" {

@@ -6,9 +6,28 @@ load helpers
 PASSWD='web:x:1234:1235:web:/home/web:/bin/sh'
 GROUP=$'web:x:1235:\nstaff:x:50:web\nextra:x:60:'
 
+# other_handlers adds guest-pull handlers whose shim is not Husk's as far as Husk can tell: a script of another name.
+other_handlers() {
+	local shim=$HUSK_TMP/containerd-shim-other-v2 name
+	printf '#!/bin/sh\nexec %q "$@"\n' "$HUSK_BIN_DIR/containerd-shim-husk-v2" >"$shim"
+	chmod +x "$shim"
+	for name in other at-create trusted; do
+		cat <<-TOML
+			[crio.runtime.runtimes.$name]
+			runtime_type = "vm"
+			runtime_path = "$shim"
+			runtime_root = "$NODE_DIR/crio/$name"
+			runtime_pull_image = true
+			runtime_config_path = "$HUSK_TMP/shim.toml"
+		TOML
+	done >"$NODE_DIR/conf/crio.conf.d/60-other.conf"
+}
+
 setup_file() {
 	node_up
-	husk_start
+	other_handlers
+	crio_restart
+	husk_start '[handlers.at-create]' 'named_users = "refuse-at-create"' '[handlers.trusted]' 'named_users = "sandbox"'
 }
 
 teardown_file() {
@@ -144,4 +163,75 @@ user_query() { cri inspecti "$1" | jq -c '.status | [(.uid.value // "" | tostrin
 	ctr=$(run_ctr "$pod" dirs c "$image=$ref" -- "${SLEEP[@]}")
 	assert_eq "$(crictl exec -s "$ctr" pwd)" /srv/app
 	crictl exec -s "$ctr" touch /data/vol/mine
+}
+
+# ---- runtimes that cannot look names up ----
+
+# stored REFERENCE: a record has that name.
+stored() { "$HUSK_BIN_DIR/husk" --config "$HUSK_TMP/husk.toml" images --format json | jq -e --arg r "$1" 'any(.[].references[].reference; . == $r)'; }
+
+# AS has the pod, or the container, set runAsUser.
+AS='.linux.security_context.run_as_user = {value: 1234}'
+
+@test "a handler that cannot look names up: the pull is refused, says what to set, and nothing is stored" {
+	local ref before mark image
+	ref=$(user_image refused web)
+	pod=$(run_pod refused other)
+	before=$(stock images -q | sort)
+	mark=$(log_mark)
+	run ! pull_image "$ref" refused
+	assert_contains "$output" "code = InvalidArgument"
+	assert_contains "$output" "$ref"
+	assert_contains "$output" "user \"web\" of the image is a name and runtime handler other cannot look names up"
+	assert_contains "$output" "set runAsUser (and runAsGroup) in the pod's securityContext"
+	assert_eq "$(stock images -q | sort)" "$before" "images in the store"
+	run ! stored "$ref"
+	# shellcheck disable=SC2046
+	assert_eq "$(blob_requests "$mark" "" $(layer_digests "$ref"))" 0 "requests for layers"
+	# A group by name is one to be looked up as well.
+	user_image refused-group 1234:staff
+	run ! pull_image "$REGISTRY/users:refused-group" refused
+	assert_contains "$output" "group \"staff\" of the image is a name"
+	# Without a pod nobody would run. The record is no way around: the container is refused.
+	image=$(pull_image "$ref" --runtime-handler other)
+	stored "$ref"
+	run ! create_ctr "$pod" refused c "$image=$ref" -- "${SLEEP[@]}"
+	assert_contains "$output" "code = InvalidArgument"
+	assert_contains "$output" "set runAsUser (and runAsGroup) in the container's or the pod's securityContext"
+	assert_eq "$(crictl ps -a -q --pod "$pod")" ""
+}
+
+@test "a handler that cannot look names up: the pod's runAsUser, and the container is that number" {
+	local ref image pod
+	ref=$(user_image pod-number web)
+	pod=$(run_pod pod-number other "$AS")
+	image=$(pull_image "$ref" pod-number)
+	ctr=$(run_ctr "$pod" pod-number c "$image=$ref" "$AS" -- "${SLEEP[@]}")
+	assert_eq "$(crictl exec -s "$ctr" id -u)" 1234
+	assert_eq "$(crictl inspect "$ctr" | jq -r '.info.runtimeSpec.annotations["husk.dev/user"]')" '{"user":"1234"}'
+}
+
+@test "refuse-at-create: what only a container sets is enough for it, and no other container starts" {
+	local ref image pod
+	ref=$(user_image container-number web)
+	pod=$(run_pod container-number at-create)
+	image=$(pull_image "$ref" container-number)
+	run ! create_ctr "$pod" container-number d "$image=$ref" -- "${SLEEP[@]}"
+	assert_contains "$output" "runtime handler at-create cannot look names up: set runAsUser"
+	assert_eq "$(crictl ps -a -q --pod "$pod")" ""
+	ctr=$(run_ctr "$pod" container-number c "$image=$ref" "$AS" -- "${SLEEP[@]}")
+	assert_eq "$(crictl exec -s "$ctr" id -u)" 1234
+}
+
+@test "names left to a shim that is not Husk's: husk warns, and a shim that looks them up gets them" {
+	local ref image pod
+	run "$HUSK_BIN_DIR/husk" --config "$HUSK_TMP/husk.toml" config --check
+	assert_contains "$output" "handlers.trusted.named_users: "
+	assert_contains "$output" "nobody (65534)"
+	refute_contains "$output" "handlers.at-create"
+	ref=$(user_image trusted web)
+	pod=$(run_pod trusted trusted)
+	image=$(pull_image "$ref" trusted)
+	ctr=$(run_ctr "$pod" trusted c "$image=$ref" -- "${SLEEP[@]}")
+	assert_eq "$(crictl exec -s "$ctr" id -u):$(crictl exec -s "$ctr" id -g)" 1234:1235
 }

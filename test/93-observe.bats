@@ -161,9 +161,13 @@ has_span() { [[ -n $(span "$1") ]]; }
 	# client -> husk -> its pull
 	call=$(span ".trace == \"$trace\" and .service == \"husk\" and .name == \"runtime.v1.ImageService/PullImage\"")
 	assert_eq "$(jq -r .parent <<<"$call")" "$parent"
-	pull=$(span ".trace == \"$trace\" and .parent == $(jq .span <<<"$call") and .service == \"husk\"")
+	pull=$(span ".trace == \"$trace\" and .parent == $(jq .span <<<"$call") and .service == \"husk\" and .name == \"pull image metadata\"")
 	assert_eq "$(jq -r '.attributes["husk.image"]' <<<"$pull")" "$REF"
 	assert_eq "$(jq -r '.attributes["husk.registry.requests"]' <<<"$pull")" 3
+	pull=$(span ".trace == \"$trace\" and .parent == $(jq .span <<<"$call") and .name == \"pull image layers\"")
+	assert_eq "$(jq -r '.attributes["husk.sandbox"]' <<<"$pull")" "$id"
+	assert_contains "$(jq -r '.attributes["husk.image"]' <<<"$pull")" "@sha256:"
+	assert_eq "$(jq '.attributes | has("husk.layers.bytes") and (has("husk.error.kind") | not)' <<<"$pull")" true
 	# client -> husk -> CRI-O, whose span is sent within 5 seconds
 	call=$(span ".trace == \"$trace\" and .service == \"husk\" and .name == \"runtime.v1.RuntimeService/CreateContainer\"")
 	assert_eq "$(jq -r .parent <<<"$call")" "$parent"

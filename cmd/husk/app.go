@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"os"
 
 	"github.com/urfave/cli/v2"
@@ -25,6 +28,8 @@ func newApp() *cli.App {
 		UsageText:            "husk [--config FILE] COMMAND [options] [argument]",
 		Version:              version,
 		EnableBashCompletion: true,
+		// A value of --env or --volume may have a comma in it.
+		DisableSliceFlagSeparator: true,
 		// Errors are printed once, in main, and no flag parser exits the process.
 		ExitErrHandler: func(*cli.Context, error) {},
 		Flags: []cli.Flag{
@@ -36,9 +41,10 @@ func newApp() *cli.App {
 		Description: "husk serve stands in front of CRI-O. For pods whose runtime handler has " +
 			"runtime_pull_image = true it fetches an image's manifest and config and nothing else; " +
 			"the runtime pulls the layers inside the pod. The other commands look at the records it keeps, and at what " +
-			"the pods have pulled.\n\n" +
+			"the pods have pulled, or run containers without CRI-O (run, ps, pods, exec, logs, stop, rm).\n\n" +
 			"Exit codes: 0 done; 1 failed, or check found something that is left; 3 image or record not found; 4 refused " +
-			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable.\n\n" +
+			"(credentials, policy, in use, not an image); 5 registry or CRI-O unavailable. run and exec exit as the process did, " +
+			"and with these if husk itself failed, which then says so in a line that begins with \"husk: \".\n\n" +
 			"Files: /etc/husk/husk.toml (or $HUSK_CONFIG) is Husk's configuration, and may be missing; " +
 			"its drop-ins are /etc/husk/husk.toml.d/*.toml; " +
 			"/etc/crio/crio.conf and crio.conf.d are CRI-O's, read for its storage, handlers and policy; " +
@@ -52,6 +58,13 @@ func newApp() *cli.App {
 			inspectCommand(),
 			resolveCommand(),
 			rmCommand(sandboxes.Client{}),
+			bundleCommand(),
+			runCommand(),
+			psCommand(),
+			podsCommand(),
+			execCommand(),
+			logsCommand(),
+			stopCommand(),
 			checkCommand(),
 			guestCommand(),
 			configCommand(),
@@ -90,8 +103,46 @@ func needsRoot(c *cli.Context) error {
 	return nil
 }
 
+// exitStatus is the exit code of a process that husk ran. It is no failure of husk's.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("the process exited with %d", int(s)) }
+
+// withStatus is a failure of husk's with an exit code of its own.
+type withStatus struct {
+	error
+	status exitStatus
+}
+
+// Unwrap returns both.
+func (w withStatus) Unwrap() []error { return []error{w.error, w.status} }
+
+// statusOf is the error of a process that ended with code; nil if that is 0.
+func statusOf(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return exitStatus(code)
+}
+
+// complain says what went wrong, unless that is the process' own business, and returns
+// the exit code.
+func complain(w io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	if _, ok := err.(exitStatus); !ok { //nolint:errorlint // wrapped, there is more to say
+		_, _ = fmt.Fprintln(w, "husk:", err) // there is nowhere else to say it
+	}
+	return exitCode(err)
+}
+
 // exitCode tells a script what kind of failure it was.
 func exitCode(err error) int {
+	var status exitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
 	switch errdefs.KindOf(err) {
 	case errdefs.NotFound, errdefs.NoPlatform:
 		return exitNotFound

@@ -222,7 +222,7 @@ func TestRemoveInUse(t *testing.T) {
 	for _, name := range []string{pushed.Reference, pushed.ConfigDigest.Encoded()} {
 		_, err = p.run(t, "", "rm", name)
 		g.Expect(exitCode(err)).To(Equal(exitRefused), "%v", err)
-		g.Expect(err).To(MatchError("remove " + name + ": a container was made from it (crictl ps -a)"))
+		g.Expect(err).To(MatchError("remove " + name + ": a container was made from it (husk ps -a, crictl ps -a)"))
 	}
 	out, err = p.run(t, "", "images", "--format", "{{.StorageID}}")
 	g.Expect(err).NotTo(HaveOccurred())

@@ -92,6 +92,25 @@ func TestCheckCommandLeavesWhatANewerHuskWrote(t *testing.T) {
 	g.Expect(os.ReadFile(found[0])).To(Equal(newer))
 }
 
+func TestCheckCommandSeesContainers(t *testing.T) {
+	g := NewWithT(t)
+	p := newPlace(t).withStorage(t)
+	_, err := p.runCheck(t)
+	g.Expect(err).NotTo(HaveOccurred())
+	// As a husk that was killed while it made a container leaves it.
+	pending := filepath.Join(p.dir, "root", "husk-pending")
+	g.Expect(os.MkdirAll(pending, 0o700)).To(Succeed())
+	id := strings.Repeat("a", 64)
+	g.Expect(os.WriteFile(filepath.Join(pending, id), nil, 0o600)).To(Succeed())
+	out, err := p.runCheck(t)
+	g.Expect(exitCode(err)).To(Equal(exitFailure))
+	g.Expect(out).To(And(ContainSubstring("unfinished"), ContainSubstring("left"), ContainSubstring(id[:12])))
+	out, err = p.runCheck(t, "--repair", "--format", "{{len .Containers}}")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(out).To(Equal("0\n"))
+	g.Expect(filepath.Join(pending, id)).NotTo(BeAnExistingFile())
+}
+
 func TestCheckCommandRefusesAShortTTL(t *testing.T) {
 	g := NewWithT(t)
 	p := newPlace(t).withStorage(t)

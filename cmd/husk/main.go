@@ -1,10 +1,9 @@
-// Command husk is the daemon that gives stock CRI-O metadata-only image pulls,
-// and the tool to look at what it keeps.
+// Command husk is the daemon that gives stock CRI-O metadata-only image pulls, the tool to
+// look at what it keeps, and a way to run containers without either.
 package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"runtime"
@@ -13,12 +12,17 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/husk-cri/husk/internal/podpull"
+	"github.com/husk-cri/husk/internal/podrun/pause"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
+	if os.Args[0] == pause.Path {
+		pause.Run()
+		return
+	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// Forwarding is short work between two processes: waking a second thread for
 		// each hand-over costs more than it gains (docs/adr/0007-forwarding.md).
@@ -26,14 +30,11 @@ func main() {
 	}
 	logrus.SetLevel(logrus.WarnLevel) // the libraries' log; Husk's own is log/slog
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	run := newApp().RunContext
 	if len(os.Args) > 1 && os.Args[1] == podpull.ChildCommand {
 		run = func(ctx context.Context, _ []string) error { return podpull.RunChild(ctx, os.Stdin, os.Stdout) }
 	}
-	if err := run(ctx, os.Args); err != nil {
-		fmt.Fprintln(os.Stderr, "husk:", err)
-		stop()
-		os.Exit(exitCode(err)) //nolint:gocritic // exitAfterDefer: stop was called above
-	}
+	err := run(ctx, os.Args)
+	stop()
+	os.Exit(complain(os.Stderr, err))
 }

@@ -143,6 +143,14 @@ func TestManifestonlyLinksNoTar(t *testing.T) {
 	NewWithT(t).Expect(g.path(module+"/manifestonly", tar, anywhere)).To(BeEmpty(), "guilty path")
 }
 
+// bundlegen is a library for tools that have a store of their own, or none.
+func TestBundlegenLinksNoStorage(t *testing.T) {
+	t.Parallel()
+	g := load(t)
+	store := func(name string) bool { return within(name, storage) }
+	NewWithT(t).Expect(g.path(module+"/bundlegen", store, anywhere)).To(BeEmpty(), "guilty path")
+}
+
 func TestWhoImportsWhat(t *testing.T) {
 	t.Parallel()
 	g := load(t)
@@ -150,7 +158,7 @@ func TestWhoImportsWhat(t *testing.T) {
 		what    func(string) bool
 		allowed []string
 	}{
-		{func(n string) bool { return within(n, storage) }, []string{"manifestonly/cstore"}},
+		{func(n string) bool { return within(n, storage) }, []string{"manifestonly/cstore", "bundlegen/bundles"}},
 		{func(n string) bool { return within(n, criAPI) }, []string{"internal/front", "status"}},
 	} {
 		for _, from := range g.ours() {

@@ -65,13 +65,20 @@ func (l *Loaded) validate(path string) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
-		h := c.Handlers[name]
-		if h.MaxLayers < 0 {
-			l.refuse(handlersKey+"."+name+".max_layers", "use 1 or more", "%d is negative", h.MaxLayers)
-		}
-		if !slices.Contains([]string{"", PresencePod, PresenceNode}, h.Presence) {
-			l.refuse(handlersKey+"."+name+".presence", "use pod or node", "%q is neither", h.Presence)
-		}
+		l.validateHandler(handlersKey+"."+name, c.Handlers[name])
+	}
+}
+
+// validateHandler finds what is wrong in one handler's table, whose name is key.
+func (l *Loaded) validateHandler(key string, h Handler) {
+	if h.MaxLayers < 0 {
+		l.refuse(key+".max_layers", "use 1 or more", "%d is negative", h.MaxLayers)
+	}
+	if !slices.Contains([]string{"", PresencePod, PresenceNode}, h.Presence) {
+		l.refuse(key+".presence", "use pod or node", "%q is neither", h.Presence)
+	}
+	if !slices.Contains([]string{"", NamedUsersRefuse, NamedUsersRefuseAtCreate, NamedUsersSandbox}, h.NamedUsers) {
+		l.refuse(key+".named_users", "use refuse, refuse-at-create or sandbox", "%q is none of them", h.NamedUsers)
 	}
 }
 
@@ -173,8 +180,38 @@ func (k *checker) handlers() {
 				Key: key, What: "has no effect: crio.conf does not let this handler pull in the guest",
 				Remedy: `set runtime_pull_image = true and runtime_type = "vm" in crio.conf, or remove the table`,
 			})
+		default:
+			k.guestPull(key, c.Handlers[name], handler)
 		}
 	}
+}
+
+// guestPull finds settings of a guest-pull handler that its runtime cannot follow.
+func (k *checker) guestPull(key string, own Handler, crio crioconf.Handler) {
+	if own.EagerPull != nil && *own.EagerPull && !crio.PullsLayers() {
+		k.add(Problem{
+			Key: key + ".eager_pull", What: "has no effect: " + crio.Path + " pulls layers when a container is created, and not before",
+			Remedy: "remove it",
+		})
+	}
+	if own.NamedUsers != NamedUsersSandbox || crio.ResolvesNames() {
+		return
+	}
+	p := Problem{
+		Key:    key + ".named_users",
+		What:   "husk does not know " + crio.Path + " to look names up: one that does not runs such a container as nobody (65534), a user nobody asked for",
+		Remedy: `use "refuse" or "refuse-at-create", unless it resolves the annotation husk.dev/user in the image's files`,
+	}
+	if isKata(crio) {
+		p.What, p.Fatal = "Kata takes ids as they are: a container whose image names its user would run as nobody (65534)", true
+		p.Remedy = `use "refuse" or "refuse-at-create"`
+	}
+	k.add(p)
+}
+
+// isKata reports whether the handler's shim is one of Kata's, whose agent looks no name up.
+func isKata(h crioconf.Handler) bool {
+	return strings.HasPrefix(filepath.Base(h.Path), "containerd-shim-kata-")
 }
 
 // SamePath reports whether two paths lead to one file, which need not exist yet:

@@ -72,6 +72,18 @@ const (
 	PresenceNode = "node"
 )
 
+// What becomes of an image whose user or group is a name, under a handler.
+const (
+	// NamedUsersRefuse has the pull refused, unless the pod's securityContext sets the
+	// user, and the container.
+	NamedUsersRefuse = "refuse"
+	// NamedUsersRefuseAtCreate has the container refused alone: kubelet does not tell a
+	// pull what the securityContext of the container sets.
+	NamedUsersRefuseAtCreate = "refuse-at-create"
+	// NamedUsersSandbox leaves the name to the pod, where the image's files are.
+	NamedUsersSandbox = "sandbox"
+)
+
 // Handler is the entry [handlers.NAME].
 type Handler struct {
 	// PinDigest tells the guest repo@digest, or the tag when it is false. Zero: true.
@@ -81,6 +93,12 @@ type Handler struct {
 	// Presence is [PresencePod] or [PresenceNode]: what is present to a pod of Husk's shim.
 	// Zero: PresencePod.
 	Presence string `toml:"presence" json:"presence,omitempty"`
+	// NamedUsers is [NamedUsersRefuse], [NamedUsersRefuseAtCreate] or [NamedUsersSandbox].
+	// Zero: NamedUsersSandbox for Husk's shim, NamedUsersRefuse for any other.
+	NamedUsers string `toml:"named_users" json:"named_users,omitempty"`
+	// EagerPull has layers pulled inside PullImage; false leaves them to the creation of
+	// the container. Zero: true where the handler's shim can.
+	EagerPull *bool `toml:"eager_pull" json:"eager_pull,omitempty"`
 	// MaxImageSize is what the layers of an image may add up to, in bytes as its
 	// manifest says them. Zero: no limit.
 	MaxImageSize Size `toml:"max_image_size" json:"max_image_size"`
@@ -92,6 +110,26 @@ type Handler struct {
 func (c Config) PinDigest(handler string) bool {
 	pin := c.Handlers[handler].PinDigest
 	return pin == nil || *pin
+}
+
+// NamedUsers returns what becomes of named users under a handler: its setting, or what
+// crio.conf's entry for it makes of none.
+func (c Config) NamedUsers(name string, crio crioconf.Handler) string {
+	switch set := c.Handlers[name].NamedUsers; {
+	case set != "":
+		return set
+	case crio.ResolvesNames():
+		return NamedUsersSandbox
+	default:
+		return NamedUsersRefuse
+	}
+}
+
+// EagerPull reports whether a handler's layers are pulled inside PullImage, where its
+// shim can.
+func (c Config) EagerPull(name string) bool {
+	eager := c.Handlers[name].EagerPull
+	return eager == nil || *eager
 }
 
 // defaults fills the fields whose zero stands for another value.

@@ -12,6 +12,7 @@ import (
 
 	. "github.com/onsi/gomega"
 
+	"github.com/husk-cri/husk/internal/crioconf"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
@@ -85,6 +86,34 @@ max_image_size = 1000
 	g.Expect(c.Handlers["small"].MaxImageSize).To(Equal(Size(1000)))
 }
 
+func TestNamedUsersAndEagerPull(t *testing.T) {
+	t.Parallel()
+	husk := crioconf.Handler{Path: "/opt/containerd-shim-husk-v2", Type: "vm", PullImage: true}
+	other := crioconf.Handler{Path: "/opt/containerd-shim-other-v2", Type: "vm", PullImage: true}
+	for _, c := range []struct {
+		text        string
+		husk, other string
+		eager       bool
+	}{
+		{"", NamedUsersSandbox, NamedUsersRefuse, true},
+		{"named_users = ''", NamedUsersSandbox, NamedUsersRefuse, true},
+		{"named_users = 'refuse'", NamedUsersRefuse, NamedUsersRefuse, true},
+		{"named_users = 'refuse-at-create'", NamedUsersRefuseAtCreate, NamedUsersRefuseAtCreate, true},
+		{"named_users = 'sandbox'", NamedUsersSandbox, NamedUsersSandbox, true},
+		{"eager_pull = true", NamedUsersSandbox, NamedUsersRefuse, true},
+		{"eager_pull = false", NamedUsersSandbox, NamedUsersRefuse, false},
+	} {
+		g := NewWithT(t)
+		conf, err := load(t, "[handlers.x]\n"+c.text)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect([]string{conf.NamedUsers("x", husk), conf.NamedUsers("x", other)}).To(Equal([]string{c.husk, c.other}), c.text)
+		g.Expect(conf.EagerPull("x")).To(Equal(c.eager), c.text)
+		// Of another handler nothing was said.
+		g.Expect([]string{conf.NamedUsers("y", husk), conf.NamedUsers("y", other)}).To(Equal([]string{NamedUsersSandbox, NamedUsersRefuse}))
+		g.Expect(conf.EagerPull("y")).To(BeTrue())
+	}
+}
+
 func TestDropIns(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -114,35 +143,37 @@ func TestDropIns(t *testing.T) {
 func TestLoadRefuses(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]struct{ key, says string }{
-		`lisen = "/x"`:                         {"lisen", "unknown key"},
-		`Listen = "/x"`:                        {"Listen", "unknown key"},
-		`log_level = "loud"`:                   {"log_level", "no level"},
-		`log_format = "xml"`:                   {"log_format", "no format"},
-		`max_pulls = -1`:                       {"max_pulls", "negative"},
-		`max_pulls = "many"`:                   {"max_pulls", "incompatible types"},
-		"[handlers.x]\npresence = \"all\"":     {"handlers.x.presence", "neither"},
-		`pull_timeout = "-1s"`:                 {"pull_timeout", "negative"},
-		`pull_timeout = "1 day"`:               {"pull_timeout", "no duration"},
-		`record_ttl = "soon"`:                  {"record_ttl", "no duration"},
-		`listen = "crio.sock"`:                 {"listen", "not absolute"},
-		`backend = "tcp://1.2.3.4:5"`:          {"backend", "not absolute"},
-		`crio_config = "crio.conf"`:            {"crio_config", "not absolute"},
-		`metrics_listen = "0.0.0.0:1"`:         {"metrics_listen", "loopback"},
-		`metrics_listen = ":9091"`:             {"metrics_listen", "loopback"},
-		`metrics_listen = "localhost:1"`:       {"metrics_listen", "loopback"},
-		`metrics_listen = "[::]:9091"`:         {"metrics_listen", "loopback"},
-		`metrics_listen = "127.0.0.1:0"`:       {"metrics_listen", "loopback IP:port"},
-		`metrics_listen = "127.0.0.1"`:         {"metrics_listen", "loopback IP:port"},
-		`metrics_listen = "/run/m.sock"`:       {"metrics_listen", "unix:///path"},
-		`metrics_listen = "unix://m"`:          {"metrics_listen", "no absolute path"},
-		`metrics_listen = "unix:///run/"`:      {"metrics_listen", "no absolute path"},
-		"[handlers.x]\ny=1":                    {"handlers.x.y", "unknown key"},
-		"[handlers.x.pin_digest]\ny=1":         {"handlers.x.pin_digest", "incompatible types"},
-		"[handlers.x]\nPin_Digest=false":       {"handlers.x.Pin_Digest", "unknown key"},
-		"[handlers.x]\nmax_layers=-1":          {"handlers.x.max_layers", "negative"},
-		"[handlers.x]\nmax_image_size='2 GiB'": {"handlers.x.max_image_size", "no size"},
-		"[storage]\nroot='/x'":                 {"storage", "unknown key"},
-		"listen = ":                            {"listen", "line 1"},
+		`lisen = "/x"`:                          {"lisen", "unknown key"},
+		`Listen = "/x"`:                         {"Listen", "unknown key"},
+		`log_level = "loud"`:                    {"log_level", "no level"},
+		`log_format = "xml"`:                    {"log_format", "no format"},
+		`max_pulls = -1`:                        {"max_pulls", "negative"},
+		`max_pulls = "many"`:                    {"max_pulls", "incompatible types"},
+		"[handlers.x]\npresence = \"all\"":      {"handlers.x.presence", "neither"},
+		"[handlers.x]\nnamed_users = \"allow\"": {"handlers.x.named_users", "none of them"},
+		"[handlers.x]\neager_pull = \"no\"":     {"handlers.x.eager_pull", "incompatible types"},
+		`pull_timeout = "-1s"`:                  {"pull_timeout", "negative"},
+		`pull_timeout = "1 day"`:                {"pull_timeout", "no duration"},
+		`record_ttl = "soon"`:                   {"record_ttl", "no duration"},
+		`listen = "crio.sock"`:                  {"listen", "not absolute"},
+		`backend = "tcp://1.2.3.4:5"`:           {"backend", "not absolute"},
+		`crio_config = "crio.conf"`:             {"crio_config", "not absolute"},
+		`metrics_listen = "0.0.0.0:1"`:          {"metrics_listen", "loopback"},
+		`metrics_listen = ":9091"`:              {"metrics_listen", "loopback"},
+		`metrics_listen = "localhost:1"`:        {"metrics_listen", "loopback"},
+		`metrics_listen = "[::]:9091"`:          {"metrics_listen", "loopback"},
+		`metrics_listen = "127.0.0.1:0"`:        {"metrics_listen", "loopback IP:port"},
+		`metrics_listen = "127.0.0.1"`:          {"metrics_listen", "loopback IP:port"},
+		`metrics_listen = "/run/m.sock"`:        {"metrics_listen", "unix:///path"},
+		`metrics_listen = "unix://m"`:           {"metrics_listen", "no absolute path"},
+		`metrics_listen = "unix:///run/"`:       {"metrics_listen", "no absolute path"},
+		"[handlers.x]\ny=1":                     {"handlers.x.y", "unknown key"},
+		"[handlers.x.pin_digest]\ny=1":          {"handlers.x.pin_digest", "incompatible types"},
+		"[handlers.x]\nPin_Digest=false":        {"handlers.x.Pin_Digest", "unknown key"},
+		"[handlers.x]\nmax_layers=-1":           {"handlers.x.max_layers", "negative"},
+		"[handlers.x]\nmax_image_size='2 GiB'":  {"handlers.x.max_image_size", "no size"},
+		"[storage]\nroot='/x'":                  {"storage", "unknown key"},
+		"listen = ":                             {"listen", "line 1"},
 	} {
 		t.Run(text, func(t *testing.T) {
 			t.Parallel()

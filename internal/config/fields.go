@@ -48,6 +48,8 @@ func Fields() []Field {
 		{"handlers.NAME.pin_digest", "tell the guest repo@digest; false tells it the tag, for policies that match tags", "true", "true", false},
 		{"handlers.NAME.pull_in_sandbox", "fetch the metadata from the pod's network, with its resolv.conf and in its cgroup", "from the host's network", "true", false},
 		{"handlers.NAME.presence", "what is present to a pod of Husk's shim when kubelet asks for it by handler: what its own store holds (pod), or every record of the node (node); see operate.md", "pod", `"node"`, false},
+		{"handlers.NAME.named_users", "images whose user or group is a name: refuse the pull (refuse), unless the pod's securityContext sets runAsUser; refuse the container alone (refuse-at-create), for pods in which only the containers set runAsUser, which a pull is not told; or have the pod look the name up (sandbox): not for Kata's shims, and a runtime that looks nothing up runs it as nobody, 65534", "sandbox for Husk's shim, refuse for others", `"refuse"`, false},
+		{"handlers.NAME.eager_pull", "pull layers with the image, for the pod that pulls and with its credentials; false leaves them to the creation of the container, with the credentials of the node, in the time that pull_timeout of shim.toml and kubelet's runtimeRequestTimeout give", "true where the handler's shim can, which is Husk's", "false", false},
 		{"handlers.NAME.max_image_size", "refuse images whose layers add up to more than this, by what the manifest says", "no limit", `"2GiB"`, false},
 		{"handlers.NAME.max_layers", "refuse images with more layers than this", "only the built-in limit", "64", false},
 	}

@@ -44,6 +44,8 @@ pin_digest = false
 pull_in_sandbox = true
 max_image_size = 2000000001
 max_layers = 64
+named_users = "refuse-at-create"
+eager_pull = false
 [handlers."a name.with dots"]
 pin_digest = true
 [handlers.empty]

@@ -40,6 +40,7 @@ func Check(c Config) []Problem {
 	k.handlers()
 	k.image()
 	k.cgroups()
+	k.network()
 	k.tracing()
 	return k.problems
 }
@@ -258,6 +259,46 @@ func (k *checker) cgroups() {
 		k.add(key, `set cgroup_manager = "systemd" or remove the key: every pull fails`, "needs the systemd cgroup manager")
 	case group != "pod" && !strings.Contains(group, ".slice"):
 		k.add(key, `use "pod" or the name of a slice: every pull fails`, "%q is no systemd slice", group)
+	}
+}
+
+// network finds what keeps CRI-O from starting. A directory that is not there it makes,
+// and one without configurations it waits for.
+func (k *checker) network() {
+	n := k.config.Network
+	if n.Dir == "" {
+		k.add("crio.network.network_dir", "name the directory: CRI-O does not start", "is empty")
+	} else {
+		k.directory("crio.network.network_dir", n.Dir)
+	}
+	for _, dir := range n.PluginDirs {
+		if dir == "" {
+			k.add(k.pluginKey(dir), "name the directory: CRI-O does not start", "has an empty name")
+			continue
+		}
+		k.directory(k.pluginKey(dir), dir)
+	}
+}
+
+// pluginKey is the key that names dir: plugin_dir adds to the list, as its last.
+func (k *checker) pluginKey(dir string) string {
+	const old = "crio.network.plugin_dir"
+	if dirs := k.config.Network.PluginDirs; k.config.Origins.Last(old) != "" && slices.Index(dirs, dir) == len(dirs)-1 {
+		return old
+	}
+	return "crio.network.plugin_dirs"
+}
+
+// directory checks a directory that CRI-O makes when it is not there.
+func (k *checker) directory(key, dir string) {
+	if !filepath.IsAbs(dir) {
+		k.add(key, "write the whole path: husk and CRI-O need not run in the same directory", "%q is not absolute", dir)
+		return
+	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		k.add(key, "name a directory: CRI-O does not start", "%s is none", dir)
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		k.add(key, "name a directory: CRI-O does not start", "%s", reason(err))
 	}
 }
 

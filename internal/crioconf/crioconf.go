@@ -31,6 +31,8 @@ const (
 	defaultCgroupManager = "systemd"
 	// defaultNamespacedAuthDir is the default of the releases that have the key.
 	defaultNamespacedAuthDir = "/etc/crio/auth"
+	defaultNetworkDir        = "/etc/cni/net.d/"
+	defaultPluginDir         = "/opt/cni/bin/"
 )
 
 // Limits on what is read, against a file put there by accident: a core dump or a
@@ -52,6 +54,8 @@ type Config struct {
 	Handlers map[string]Handler
 	// Image is how CRI-O pulls.
 	Image Image
+	// Network is the CNI configuration that pods are attached by.
+	Network Network
 	// GRPC holds the message sizes of CRI-O's API.
 	GRPC GRPC
 	// Tracing is where CRI-O sends its spans.
@@ -159,6 +163,18 @@ type Image struct {
 	PauseImage string
 	// PinnedImages are never removed by kubelet: names, or patterns with "*".
 	PinnedImages []string
+}
+
+// Network is [crio.network].
+type Network struct {
+	// Dir is network_dir, with the CNI network configurations.
+	Dir string
+	// PluginDirs are plugin_dirs, in which the CNI plugins are looked up in this order,
+	// with the deprecated plugin_dir last.
+	PluginDirs []string
+	// DefaultNetwork is cni_default_network: the name of the network of a pod. Empty:
+	// that of the first file in Dir.
+	DefaultNetwork string
 }
 
 // GuestPullHandlers returns the names of the guest-pull handlers, sorted.

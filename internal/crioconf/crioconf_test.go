@@ -166,6 +166,29 @@ tracing_sampling_rate_per_million = 1000000
 	g.Expect(Config{}.Where("crio.root")).To(Equal(DefaultFile))
 }
 
+func TestLoadReadsTheNetwork(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := write(t, map[string]string{
+		"empty.conf": "",
+		"crio.conf":  "[crio.network]\nnetwork_dir = \"/net.d\"\nplugin_dirs = [\"/a\", \"/b\"]\nplugin_dir = \"/old\"\ncni_default_network = \"pods\"\n",
+		"d/1.conf":   "[crio.network]\nplugin_dirs = [\"/c\"]\n",
+	})
+	for name, c := range map[string]struct {
+		conf, dropIns string
+		want          Network
+	}{
+		"nothing said":     {"empty.conf", "none", Network{Dir: "/etc/cni/net.d/", PluginDirs: []string{"/opt/cni/bin/"}}},
+		"all said":         {"crio.conf", "none", Network{Dir: "/net.d", PluginDirs: []string{"/a", "/b", "/old"}, DefaultNetwork: "pods"}},
+		"a list replaced":  {"crio.conf", "d", Network{Dir: "/net.d", PluginDirs: []string{"/c", "/old"}, DefaultNetwork: "pods"}},
+		"over the default": {"empty.conf", "d", Network{Dir: "/etc/cni/net.d/", PluginDirs: []string{"/c"}}},
+	} {
+		loaded, err := Load(filepath.Join(dir, c.conf), filepath.Join(dir, c.dropIns), Storage{})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(loaded.Network).To(Equal(c.want), name)
+	}
+}
+
 func TestDiff(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

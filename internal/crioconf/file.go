@@ -47,6 +47,12 @@ type file struct {
 			PullProgressTimeout time.Duration `toml:"pull_progress_timeout"`
 			ShortNameMode       string        `toml:"short_name_mode"`
 		} `toml:"image"`
+		Network struct {
+			DefaultNetwork string   `toml:"cni_default_network"`
+			Dir            string   `toml:"network_dir"`
+			PluginDir      string   `toml:"plugin_dir"`
+			PluginDirs     []string `toml:"plugin_dirs"`
+		} `toml:"network"`
 		Tracing struct {
 			Enabled            bool   `toml:"enable_tracing"`
 			Endpoint           string `toml:"tracing_endpoint"`
@@ -126,6 +132,7 @@ func defaults(system Storage) *file {
 	f.Crio.Image.NamespacedAuthDir = defaultNamespacedAuthDir
 	f.Crio.Image.ImageVolumes = defaultImageVolumes
 	f.Crio.Image.PauseImage = defaultPauseImage
+	f.Crio.Network.Dir, f.Crio.Network.PluginDirs = defaultNetworkDir, []string{defaultPluginDir}
 	f.Crio.Tracing.Endpoint = defaultTracing
 	return f
 }
@@ -230,6 +237,7 @@ func (f *file) add(s source) ([]string, error) {
 	// Decoding writes into the array of a list that is long enough.
 	f.Crio.Image.InsecureRegistries = slices.Clone(before.Crio.Image.InsecureRegistries)
 	f.Crio.Image.PinnedImages = slices.Clone(before.Crio.Image.PinnedImages)
+	f.Crio.Network.PluginDirs = slices.Clone(before.Crio.Network.PluginDirs)
 	meta, err := toml.Decode(string(s.data), f)
 	if err != nil {
 		return nil, fmt.Errorf("read CRI-O configuration: %w", ParseProblem(s.name, err))
@@ -287,6 +295,7 @@ func (f *file) config() Config {
 			PauseImage:          image.PauseImage,
 			PinnedImages:        image.PinnedImages,
 		},
+		Network:        f.network(),
 		GRPC:           GRPC{MaxSendBytes: messageBytes(f.Crio.API.MaxSendBytes), MaxRecvBytes: messageBytes(f.Crio.API.MaxRecvBytes)},
 		Tracing:        Tracing{Enabled: tracing.Enabled, Endpoint: tracing.Endpoint, SamplingPerMillion: tracing.SamplingPerMillion},
 		CgroupManager:  runtime.CgroupManager,
@@ -297,6 +306,16 @@ func (f *file) config() Config {
 		c.Handlers[name] = Handler{Path: h.Path, Type: h.Type, ConfigPath: h.ConfigPath, PullImage: h.PullImage}
 	}
 	return c
+}
+
+// network joins the two keys for plugins as CRI-O does when it starts.
+func (f *file) network() Network {
+	from := f.Crio.Network
+	dirs := slices.Clone(from.PluginDirs)
+	if from.PluginDir != "" {
+		dirs = append(dirs, from.PluginDir)
+	}
+	return Network{Dir: from.Dir, PluginDirs: dirs, DefaultNetwork: from.DefaultNetwork}
 }
 
 // messageBytes is CRI-O's reading of its limits: what is not positive is the default.

@@ -47,10 +47,12 @@ var (
 // Handler implements front.Handlers.
 func (s *Settings) Handler(name string) (front.Handler, bool) {
 	conf, ok := s.Crio.Handlers[name]
-	own := s.Config.Handlers[name]
+	own, named := s.Config.Handlers[name], s.Config.NamedUsers(name, conf)
 	return front.Handler{
-		Name: name, GuestPull: conf.GuestPull(), ResolvesNames: conf.ResolvesNames(), KeepTag: !s.Config.PinDigest(name),
-		PullsLayers: conf.PullsLayers(), PresentOnNode: own.Presence == config.PresenceNode, PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
+		Name: name, GuestPull: conf.GuestPull(), KeepTag: !s.Config.PinDigest(name),
+		ResolvesNames: named == config.NamedUsersSandbox, RefusesNamedPulls: named == config.NamedUsersRefuse,
+		PullsLayers: conf.PullsLayers(), LazyPull: !s.Config.EagerPull(name), PresentOnNode: own.Presence == config.PresenceNode,
+		PullInSandbox: own.PullInSandbox, MaxImageBytes: int64(own.MaxImageSize), MaxLayers: own.MaxLayers,
 	}, ok
 }
 

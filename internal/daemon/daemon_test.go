@@ -118,3 +118,39 @@ func TestStoreOptions(t *testing.T) {
 	g.Expect(system.Root).NotTo(BeEmpty())
 	g.Expect(system.RunRoot).NotTo(BeEmpty())
 }
+
+// TestNamedUsersAndEagerPull: what both configurations say of a handler becomes what the
+// front does for it.
+func TestNamedUsersAndEagerPull(t *testing.T) {
+	g := NewWithT(t)
+	p := place{huskconf.New(t)}
+	own, err := os.ReadFile(p.File)
+	g.Expect(err).NotTo(HaveOccurred())
+	crio, err := os.ReadFile(filepath.Join(p.Dir, "crio.conf"))
+	g.Expect(err).NotTo(HaveOccurred())
+	p.Write(t, "crio.conf", string(crio)+`
+[crio.runtime.runtimes.other]
+runtime_path = "/usr/local/bin/containerd-shim-other-v2"
+runtime_type = "vm"
+runtime_pull_image = true
+`)
+	type does struct{ resolves, refuses, pulls, lazy bool }
+	for text, want := range map[string]struct{ husk, other does }{
+		"":                                 {does{resolves: true, pulls: true}, does{refuses: true}},
+		"named_users = 'refuse'":           {does{refuses: true, pulls: true}, does{refuses: true}},
+		"named_users = 'refuse-at-create'": {does{pulls: true}, does{}},
+		"named_users = 'sandbox'":          {does{resolves: true, pulls: true}, does{resolves: true}},
+		"eager_pull = false":               {does{resolves: true, pulls: true, lazy: true}, does{refuses: true, lazy: true}},
+		"eager_pull = true":                {does{resolves: true, pulls: true}, does{refuses: true}},
+	} {
+		p.Write(t, "husk.toml", string(own)+"[handlers.husk]\n"+text+"\n[handlers.other]\n"+text+"\n")
+		settings, err := ReadSettings(p.File, "test")
+		g.Expect(err).NotTo(HaveOccurred())
+		for name, does := range map[string]does{"husk": want.husk, "other": want.other} {
+			h, ok := settings.Handler(name)
+			g.Expect(ok && h.GuestPull).To(BeTrue())
+			g.Expect([]bool{h.ResolvesNames, h.RefusesNamedPulls, h.PullsLayers, h.LazyPull}).
+				To(Equal([]bool{does.resolves, does.refuses, does.pulls, does.lazy}), "%s: %s", name, text)
+		}
+	}
+}

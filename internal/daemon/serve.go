@@ -55,7 +55,7 @@ func Serve(ctx context.Context, options Options) (err error) {
 	s := d.now.Load()
 	server, err := front.New(s.frontConfig(), front.Collaborators{ //nolint:contextcheck // every call brings its own
 		Puller: d, Placed: d, Held: d, Records: d.store, Names: d, Log: d.log, Observer: d.metrics, Tracer: d.tracer,
-		Layers: sandboxes.Client{},
+		Layers: tracedLayers{sandboxes.Client{}},
 	})
 	if err != nil {
 		return err

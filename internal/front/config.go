@@ -35,11 +35,17 @@ type Handler struct {
 	// GuestPull says that the runtime pulls the layers, so the host must not.
 	GuestPull bool
 	// ResolvesNames says that the runtime resolves user and group names against the
-	// image's own files, as Husk's shim does.
+	// image's own files, as Husk's shim does. Zero: containers that need it are refused.
 	ResolvesNames bool
+	// RefusesNamedPulls refuses the pulls of its pods as well, when the image gives its
+	// user by name and the pod sets none. Zero: such pulls go on.
+	RefusesNamedPulls bool
 	// PullsLayers says that the shims of its pods pull layers when they are asked to, as
 	// Husk's do: inside PullImage then, and not when a container is created.
 	PullsLayers bool
+	// LazyPull does not ask them: layers are pulled when a container is created, and a
+	// record is all there is to an image before. Zero: they are asked where PullsLayers.
+	LazyPull bool
 	// PresentOnNode shows presence checks of its pods every record of the node. Zero: where
 	// PullsLayers, what the pod that asks holds.
 	PresentOnNode bool
@@ -53,6 +59,9 @@ type Handler struct {
 	// MaxLayers bounds their number. Zero: that of package manifestonly.
 	MaxLayers int
 }
+
+// eager reports whether layers are pulled inside PullImage, where s.Layers can.
+func (h Handler) eager() bool { return h.PullsLayers && !h.LazyPull }
 
 // Handlers are the runtime handlers CRI-O is configured with. They never change: when
 // the configuration is read again there are others ([Server.Reconfigure]).

@@ -138,6 +138,9 @@ func (s *Server) rewrite(c *call, h Handler, config *cri.ContainerConfig) error 
 	if err != nil {
 		return err
 	}
+	if err := refuseContainerUser(h, rec, pulled, wanted); err != nil {
+		return err
+	}
 	mounts, err := s.imageMounts(ctx, h, records, config)
 	if err != nil {
 		return err

@@ -26,7 +26,8 @@ type kubelet struct {
 	policy  string // Always, IfNotPresent, Never
 	gate    bool   // RuntimeClassInImageCriApi
 	handler string
-	user    *int64            // runAsUser of the pod
+	user    *int64            // runAsUser of the container: its own or the pod's
+	group   *int64            // runAsGroup of the container
 	keyring []*cri.AuthConfig // one PullImage each, until one succeeds
 	ensure  *pullRecords      // KubeletEnsureSecretPulledImages; nil: the gate is off
 	attempt uint32
@@ -58,6 +59,9 @@ func (k *kubelet) start(t *testing.T, sandbox string, config *cri.PodSandboxConf
 		security.RunAsUsername = found.GetUsername()
 	default:
 		security.RunAsUser = &cri.Int64Value{Value: 0}
+	}
+	if k.group != nil {
+		k.sent.Config.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: *k.group}
 	}
 	k.attempt++
 	_, err = k.CreateContainer(ctx, k.sent)

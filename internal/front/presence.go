@@ -20,7 +20,7 @@ const seenAnnotation = "kubernetes.io/config.seen"
 // A container that is created instead has those of the node alone.
 // Who asks without a pod, and a pod whose shim cannot tell, sees the node's records.
 func (s *Server) lacking(ctx context.Context, h Handler, spec *cri.ImageSpec, q imageref.Query, found []imageref.Record) (bool, error) {
-	if len(found) == 0 || !h.PullsLayers || h.PresentOnNode || s.Layers == nil {
+	if len(found) == 0 || !h.eager() || h.PresentOnNode || s.Layers == nil {
 		return false, nil
 	}
 	id, err := s.asking(ctx, spec)

@@ -59,32 +59,37 @@ func (s *Server) pullImage(c *call) error {
 }
 
 // pullFor pulls for a guest-pull handler: the metadata and, where the pod's shim does
-// that, the layers. The record is committed last: layers that cannot be pulled leave
-// none, whenever that ends, or kubelet would take the image for present and never pull it
-// with its credentials again.
+// that, the layers. The record is committed last: an image that is refused, or whose
+// layers cannot be pulled, leaves none, whenever that ends, or kubelet would take it for
+// present and never pull it with its credentials again.
 func (s *Server) pullFor(c *call, now *live, h Handler, p *pod, req *cri.PullImageRequest) (manifestonly.Result, error) {
-	ctx, layers := c.ctx(), h.PullsLayers && s.Layers != nil
+	ctx, layers := c.ctx(), h.eager() && s.Layers != nil
 	if layers && p == nil { // the request named the handler
 		var err error
 		if p, err = s.podOf(ctx, now, req.GetSandboxConfig()); err != nil {
 			return manifestonly.Result{}, err
 		}
 	}
-	if !layers || p == nil || !p.handler.PullsLayers {
+	layers = layers && p != nil && p.handler.eager()
+	if !layers && !mayRefuseUser(h, req.GetSandboxConfig()) {
 		return s.metadata(ctx, now, h, p, req, s.pullAt)
 	}
 	var img manifestonly.Image
 	fetched, err := s.metadata(ctx, now, h, p, req, func(ctx context.Context, at *Place, order manifestonly.Request) (manifestonly.Result, error) {
 		var stats manifestonly.Stats
 		var err error
-		img, stats, err = s.fetchAt(ctx, at, order)
+		if img, stats, err = s.fetchAt(ctx, at, order); err == nil {
+			err = refuseUser(h, req, img)
+		}
 		return manifestonly.Result{Record: img.Record(), Pulled: img.Pulled, Stats: stats}, err
 	})
 	if err != nil {
 		return manifestonly.Result{}, err
 	}
-	if err := s.pullLayers(c, now, p, img, pullRequest(h, req).Credentials); err != nil {
-		return manifestonly.Result{}, err
+	if layers {
+		if err := s.pullLayers(c, now, p, img, pullRequest(h, req).Credentials); err != nil {
+			return manifestonly.Result{}, err
+		}
 	}
 	img.Pulled.PulledAt = time.Now().UTC().Round(0) // record_ttl counts from the end of a long pull
 	ctx, cancel := context.WithTimeout(ctx, now.PullTimeout)

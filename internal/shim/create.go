@@ -92,6 +92,11 @@ func (s *service) create(ctx context.Context, req *taskapi.CreateTaskRequest, c 
 	// so a client that goes away does not stop it.
 	resp, err := s.TaskService.Create(context.WithoutCancel(ctx), req)
 	if err != nil {
+		if discardErr := discard(ctx, record); discardErr != nil {
+			log.G(ctx).WithError(discardErr).Error("clean up after a failed create")
+			// It may use its file system, and who deletes it must find its record.
+			c.left, done = true, nil
+		}
 		return nil, err
 	}
 	if _, err := s.pod.Update(req.ID, func(r pod.Record) pod.Record { r.Pid = resp.Pid; return r }); err != nil {

@@ -33,6 +33,8 @@ const (
 	// maxAnswer bounds what a runtime says of itself: another program under the
 	// configured path may print without an end.
 	maxAnswer = 1 << 20
+	// maxComplaint is how many bytes an error repeats of what a runtime complains.
+	maxComplaint = 500
 	// gvisorName begins what gVisor's runtime says of its version.
 	gvisorName = "runsc version "
 	// gvisorKind is the annotation by which gVisor sorts a pod's containers, before it
@@ -105,16 +107,33 @@ func describe(ctx context.Context, runtime string) (description, error) {
 	return is, nil
 }
 
-// ask runs a runtime and returns what it prints.
+// ask asks a runtime about itself and returns what it prints.
 func ask(ctx context.Context, runtime, argument string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	out := &answer{tooLong: cancel}
-	cmd := exec.CommandContext(ctx, runtime, argument)
-	cmd.Stdout = out
+	return call(ctx, runtime, argument)
+}
+
+// call runs a runtime, as long as ctx lasts, and returns what it prints.
+func call(ctx context.Context, runtime string, arguments ...string) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out, complaint := &answer{tooLong: cancel}, &answer{tooLong: cancel}
+	cmd := exec.CommandContext(ctx, runtime, arguments...)
+	cmd.Stdout, cmd.Stderr = out, complaint
 	cmd.WaitDelay = outputDelay
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s %s: %w", runtime, argument, errors.Join(out.err, err))
+	// Not cmd.Run: a shim reaps all its children, and takes their ends from who waits
+	// for a child himself.
+	exit, err := runc.Monitor.Start(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", runtime, strings.Join(arguments, " "), err)
+	}
+	code, err := runc.Monitor.Wait(cmd, exit)
+	if err == nil && code != 0 {
+		err = &runc.ExitError{Status: code}
+	}
+	if err = errors.Join(ctx.Err(), out.err, complaint.err, err); err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %.*s", runtime, strings.Join(arguments, " "), err, maxComplaint, bytes.TrimSpace(complaint.text.Bytes()))
 	}
 	return out.text.Bytes(), nil
 }

@@ -58,6 +58,9 @@ type container struct {
 	// abort ends a Create that is at work; created is closed when it has ended.
 	abort   context.CancelCauseFunc
 	created chan struct{}
+	// left is set where the creation failed and the OCI runtime could not delete what it
+	// had made by then.
+	left bool
 	// identity is whom its processes run as; nil leaves it to the caller.
 	identity *bundlegen.Identity
 	// outputs are the FIFOs of its execs.
@@ -89,7 +92,11 @@ func (s *service) Create(ctx context.Context, req *taskapi.CreateTaskRequest) (*
 	resp, err := s.create(ctx, req, c)
 	if err != nil {
 		s.mu.Lock()
-		delete(s.containers, req.ID)
+		if !c.left {
+			delete(s.containers, req.ID)
+		} else if c.sandbox {
+			s.over = true // it has never begun
+		}
 		s.mu.Unlock()
 		log.G(ctx).WithError(err).WithField("container", req.ID).Error("create failed")
 	}
@@ -198,6 +205,9 @@ func (s *service) Delete(ctx context.Context, req *taskapi.DeleteRequest) (*task
 		if err := c.settled(ctx); err != nil {
 			return nil, err
 		}
+		if c.left {
+			return s.deleteLeft(ctx, req.ID)
+		}
 	}
 	resp, err := s.TaskService.Delete(ctx, req)
 	if status.Code(err) == codes.NotFound {
@@ -210,6 +220,21 @@ func (s *service) Delete(ctx context.Context, req *taskapi.DeleteRequest) (*task
 		return nil, errdefs.ToGRPC(err)
 	}
 	return resp, nil
+}
+
+// deleteLeft removes what a failed creation has left: the task service does not know it.
+func (s *service) deleteLeft(ctx context.Context, id string) (*taskapi.DeleteResponse, error) {
+	r, err := s.pod.Get(id)
+	if err == nil {
+		err = discard(ctx, r)
+	}
+	if err == nil {
+		err = s.forget(id)
+	}
+	if err != nil {
+		return nil, errdefs.ToGRPC(err)
+	}
+	return &taskapi.DeleteResponse{}, nil
 }
 
 // deleteExec removes an exec once CRI-O has its output. containerd's Delete waits until

@@ -43,18 +43,23 @@ func mustPod(t *testing.T, dir, id string) pod.Pod {
 // fakeTasks is the inner task service: containers that are there or not.
 type fakeTasks struct {
 	taskapi.TaskService
-	mu       sync.Mutex
-	status   map[string]task.Status
-	execErr  error
-	execed   *taskapi.ExecProcessRequest
-	created  *taskapi.CreateTaskRequest
-	shutdown int
+	mu     sync.Mutex
+	status map[string]task.Status
+	// createErr is Create's, of the OCI runtime's part or of what comes after it.
+	createErr error
+	execErr   error
+	execed    *taskapi.ExecProcessRequest
+	created   *taskapi.CreateTaskRequest
+	shutdown  int
 }
 
 func (f *fakeTasks) Create(_ context.Context, req *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.created = req
+	if f.createErr != nil {
+		return nil, f.createErr
+	}
 	f.status[req.ID] = task.Status_CREATED
 	return &taskapi.CreateTaskResponse{Pid: 42}, nil
 }

@@ -51,7 +51,7 @@ func TestGuestPull(t *testing.T) {
 	g.Expect(err).To(MatchError(ContainSubstring("runtime_pull_image")))
 	_, err = guestPull([]*types.Mount{{Options: []string{katavolume.OptionName + "=e30="}}})
 	g.Expect(err).To(MatchError(ContainSubstring("volume_type")))
-	option, err := katavolume.Volume{VolumeType: katavolume.TypeImageRawBlock, Source: "/dev/x"}.Option()
+	option, err := katavolume.Volume{VolumeType: katavolume.TypeImageRawBlock, Source: "/dev/x", FSType: katavolume.FSTypeCRIO}.Option()
 	g.Expect(err).NotTo(HaveOccurred())
 	_, err = guestPull([]*types.Mount{{Options: []string{option}}})
 	g.Expect(errdefs.Is(err, errdefs.Unsupported)).To(BeTrue())

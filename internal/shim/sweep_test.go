@@ -191,7 +191,10 @@ func TestSweepAnswersForAPodThatWasKilled(t *testing.T) {
 	e.killKeeper()
 	e.killShim()
 	e.shimGone()
-	e.sweep()
+	e.g.Eventually(func() (bool, error) {
+		e.sweep() // does nothing while another test's pod starts
+		return kept(e.pod)
+	}, 10*time.Second).Should(BeTrue())
 
 	// As a CRI-O that was restarted: it dials anew, and its first call waits for the end
 	// of the containers.
@@ -226,7 +229,9 @@ func TestSweepRemovesAPodThatCRIODoesNotKnow(t *testing.T) {
 	e.killKeeper()
 	e.killShim()
 	e.shimGone()
-	e.sweep()
-	e.g.Eventually(e.pod.Dir, 20*time.Second).ShouldNot(BeADirectory())
+	e.g.Eventually(func() string {
+		e.sweep() // does nothing while another test's pod starts
+		return e.pod.Dir()
+	}, 20*time.Second, 100*time.Millisecond).ShouldNot(BeADirectory())
 	e.gone()
 }

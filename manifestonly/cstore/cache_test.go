@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	. "github.com/onsi/gomega"
 
@@ -85,7 +84,7 @@ func TestStorageReset(t *testing.T) {
 		spec := storetest.Spec{Reference: "registry.test/app:v1", Index: "i"}
 		rec, err := p.Put(t.Context(), storetest.Make(t, spec))
 		g.Expect(err).NotTo(HaveOccurred())
-		release, err := p.lock.acquire(t.Context()) // a writer that is in the middle of it
+		release, err := p.lock.Acquire(t.Context()) // a writer that is in the middle of it
 		g.Expect(err).NotTo(HaveOccurred())
 		entries, err := os.ReadDir(p.opts.GraphRoot)
 		g.Expect(err).NotTo(HaveOccurred())
@@ -102,36 +101,6 @@ func TestStorageReset(t *testing.T) {
 		g.Expect(p.List(t.Context())).To(Equal([]imageref.Record{rec}))
 		g.Expect(p.Remove(t.Context(), rec.StorageID)).To(Succeed())
 	})
-}
-
-// A lock on a file that a reset removed keeps nobody out: it is taken anew.
-func TestLockOfARemovedFile(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	dir := t.TempDir()
-	path := filepath.Join(dir, lockName)
-	release, err := newLock(path).acquire(t.Context())
-	g.Expect(err).NotTo(HaveOccurred())
-	second := make(chan func())
-	go func() {
-		release, err := newLock(path).acquire(t.Context())
-		if err == nil {
-			second <- release
-		}
-		close(second)
-	}()
-	g.Consistently(second, 10*lockPoll).ShouldNot(Receive(), "it waits for the first one")
-	g.Expect(os.Remove(path)).To(Succeed())
-	var done func()
-	g.Eventually(second, time.Minute).Should(Receive(&done), "it takes the new file")
-	third, err := newLock(path).acquire(canceledSoon(t))
-	g.Expect(err).To(HaveOccurred(), "which keeps others out")
-	g.Expect(third).To(BeNil())
-	done()
-	release()
-	g.Expect(os.RemoveAll(dir)).To(Succeed())
-	_, err = newLock(path).acquire(t.Context())
-	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.Unavailable), "%v", err)
 }
 
 // Images may come from further stores, which have lock files of their own.

@@ -181,7 +181,7 @@ type problem struct {
 // checkRecord checks one record under the lock, so that no writer of Husk is in
 // the middle of it, and repairs it if asked to.
 func (s *Store) checkRecord(ctx context.Context, id string, opts CheckOptions) ([]Finding, error) {
-	release, err := s.lock.acquire(ctx)
+	release, err := s.lock.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -127,7 +127,7 @@ func (s *Store) checkOrphans(ctx context.Context, repair bool) ([]Finding, error
 // checkOrphan looks at one directory that belongs to no image, under the lock: a
 // writer of Husk makes the data ready, puts it in place and then makes the image.
 func (s *Store) checkOrphan(ctx context.Context, id imageref.StorageID, name string, repair bool) (Finding, bool, error) {
-	release, err := s.lock.acquire(ctx)
+	release, err := s.lock.Acquire(ctx)
 	if err != nil {
 		return Finding{}, false, err
 	}

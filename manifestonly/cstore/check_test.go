@@ -2,7 +2,6 @@ package cstore
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,14 +41,6 @@ func (p *place) repair(t *testing.T) int {
 // fileOf returns where a big data item of a record is.
 func (p *place) fileOf(rec imageref.Record, key string) string {
 	return filepath.Join(p.images, rec.StorageID.String(), fileName(key))
-}
-
-// canceledSoon gives a few rounds of waiting for a lock.
-func canceledSoon(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*lockPoll)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // damage is one way in which a record can be wrong, and what Check makes of it.

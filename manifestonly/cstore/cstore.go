@@ -23,6 +23,7 @@ import (
 
 	"github.com/containers/storage"
 
+	"github.com/husk-cri/husk/internal/flock"
 	"github.com/husk-cri/husk/manifestonly"
 	"github.com/husk-cri/husk/manifestonly/internal/refset"
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -60,7 +61,7 @@ func SystemOptions() (Options, error) {
 // goroutines and processes at once.
 type Store struct {
 	store  storage.Store
-	lock   *lock
+	lock   *flock.Mutex
 	images string // where containers/storage keeps the big data
 	cache  cache
 }
@@ -102,7 +103,7 @@ func Open(opts Options) (*Store, error) {
 	}
 	return &Store{
 		store:  s,
-		lock:   newLock(filepath.Join(s.GraphRoot(), lockName)),
+		lock:   flock.NewMutex(filepath.Join(s.GraphRoot(), lockName)),
 		images: images,
 		cache:  cache{changes: changes, view: &view{}},
 	}, nil
@@ -134,7 +135,7 @@ func (s *Store) List(ctx context.Context) ([]imageref.Record, error) {
 
 // Remove implements [manifestonly.Remover].
 func (s *Store) Remove(ctx context.Context, id imageref.StorageID) error {
-	release, err := s.lock.acquire(ctx)
+	release, err := s.lock.Acquire(ctx)
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (s *Store) Remove(ctx context.Context, id imageref.StorageID) error {
 
 // RemoveReference implements [manifestonly.Remover].
 func (s *Store) RemoveReference(ctx context.Context, ref imageref.Reference) error {
-	release, err := s.lock.acquire(ctx)
+	release, err := s.lock.Acquire(ctx)
 	if err != nil {
 		return err
 	}

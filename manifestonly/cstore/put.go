@@ -26,7 +26,7 @@ const maxIndexes = 16
 
 // Put implements [manifestonly.Writer].
 func (s *Store) Put(ctx context.Context, img manifestonly.Image) (imageref.Record, error) {
-	release, err := s.lock.acquire(ctx)
+	release, err := s.lock.Acquire(ctx)
 	if err != nil {
 		return imageref.Record{}, err
 	}

@@ -56,7 +56,7 @@ func (s *Store) Sweep(ctx context.Context, ttl time.Duration, now time.Time) ([]
 // come in between. Whether a container holds it, containers/storage looks under its
 // own lock when it removes it, so no container that is being made loses its image.
 func (s *Store) sweep(ctx context.Context, id imageref.StorageID, ttl time.Duration, now time.Time) (bool, error) {
-	release, err := s.lock.acquire(ctx)
+	release, err := s.lock.Acquire(ctx)
 	if err != nil {
 		return false, err
 	}

@@ -4,12 +4,17 @@
 //
 // A volume travels as an option of a root file system mount: the option's name,
 // [OptionName], and the standard base64 of the volume's JSON.
+//
+// Kata has two shims, in Go and in Rust, which read the same JSON and do not refuse the
+// same of it. This package accepts what both take for the same volume: where they would
+// see two, or one would fail, it names the field.
 package katavolume
 
 import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/husk-cri/husk/pkg/errdefs"
@@ -25,6 +30,9 @@ const MountType = "fuse.nydus-overlayfs"
 // every annotation of a container into the volume, and a ttrpc message holds
 // 4 MiB; a longer one is an accident or an attempt to fill the shim's memory.
 const maxEncoded = 2 << 20
+
+// FSTypeCRIO is the file system type that CRI-O writes into its volumes. Both shims replace it.
+const FSTypeCRIO = "overlay_fs"
 
 // maxMetadata is the most metadata entries of a volume: Kubernetes limits the
 // annotations of a pod to 256 KiB in all, so more of them are not annotations.
@@ -47,11 +55,13 @@ const (
 type Volume struct {
 	// VolumeType is one of the Type constants.
 	VolumeType string `json:"volume_type"`
-	// Source is the image reference of a guest pull, else a device or a path.
+	// Source is the image reference of a guest pull, else a device or a path. It is in
+	// every volume: the Rust shim refuses one without.
 	Source string `json:"source,omitempty"`
-	// FSType is the file system type; CRI-O writes "overlay_fs".
+	// FSType is the file system type: [FSTypeCRIO] from CRI-O, "rafsv5" or "rafsv6" of a
+	// nydus image. Only a guest pull may have none.
 	FSType string `json:"fs_type,omitempty"`
-	// Options are mount options.
+	// Options are mount options. An empty list is sent as none.
 	Options []string `json:"options,omitempty"`
 	// DirectVolume belongs to TypeDirectBlock.
 	DirectVolume *Metadata `json:"direct_volume,omitempty"`
@@ -59,7 +69,7 @@ type Volume struct {
 	ImagePull *Metadata `json:"image_pull,omitempty"`
 	// NydusImage belongs to the nydus types.
 	NydusImage *NydusImage `json:"nydus_image,omitempty"`
-	// DmVerity belongs to the raw block types.
+	// DmVerity belongs to the block types, which may have none.
 	DmVerity *DmVerity `json:"dm_verity,omitempty"`
 }
 
@@ -69,23 +79,48 @@ type Metadata struct {
 	Metadata map[string]string `json:"metadata"`
 }
 
-// NydusImage is the configuration of a nydus image.
+// NydusImage is the configuration of a nydus image. Neither field may be empty.
 type NydusImage struct {
-	Config      string `json:"config"`
+	// Config is the JSON of nydusd's configuration.
+	Config string `json:"config"`
+	// SnapshotDir is the snapshot's directory on the host.
 	SnapshotDir string `json:"snapshot_dir"`
 }
 
-// DmVerity describes the hash tree of a block device.
+// DmVerity describes the hash tree of a block device. All its fields are sent.
 type DmVerity struct {
-	HashType  string `json:"hashtype"`
-	Hash      string `json:"hash"`
-	BlockNum  uint64 `json:"blocknum"`
+	// HashType is "sha256" or "sha1", in any case.
+	HashType string `json:"hashtype"`
+	// Hash is the root hash, in hexadecimal digits.
+	Hash string `json:"hash"`
+	// BlockNum is the number of data blocks.
+	BlockNum uint64 `json:"blocknum"`
+	// BlockSize is the size of a data block, in bytes.
 	BlockSize uint64 `json:"blocksize"`
-	HashSize  uint64 `json:"hashsize"`
-	Offset    uint64 `json:"offset"`
+	// HashSize is the size of a hash block, in bytes.
+	HashSize uint64 `json:"hashsize"`
+	// Offset is where the hashes begin on the device, in bytes.
+	Offset uint64 `json:"offset"`
 }
 
-// Option returns v as a mount option, "io.katacontainers.volume=<base64>".
+// GuestPull returns the volume that CRI-O 1.34 sends for a container whose image the
+// sandbox pulls: the image reference, and all annotations of the container's spec. They
+// are copied; nil is sent as none.
+func GuestPull(reference string, annotations map[string]string) Volume {
+	metadata := make(map[string]string, len(annotations))
+	maps.Copy(metadata, annotations)
+	return Volume{
+		VolumeType: TypeImageGuestPull,
+		Source:     reference,
+		FSType:     FSTypeCRIO,
+		ImagePull:  &Metadata{Metadata: metadata},
+	}
+}
+
+// Option returns v as a mount option, "io.katacontainers.volume=<base64>". For the same
+// volume they are the bytes that CRI-O sends: the fields in Kata's order, the metadata
+// sorted by key. An invalid volume is an InvalidArgument error that names the field, one
+// that no shim would read for its size TooLarge.
 func (v Volume) Option() (string, error) {
 	if err := v.validate(); err != nil {
 		return "", err
@@ -94,72 +129,28 @@ func (v Volume) Option() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode kata volume: %w", err)
 	}
+	if err := tooLong("encode kata volume", base64.StdEncoding.EncodedLen(len(data))); err != nil {
+		return "", err
+	}
 	return OptionName + "=" + base64.StdEncoding.EncodeToString(data), nil
 }
 
 // FromOptions returns the volume among the options of a mount; found is false when
 // there is none. An option that is there but wrong is an InvalidArgument error that
-// names the field.
+// names the field. So are two of them: the Go shim takes both, the Rust one the first.
 func FromOptions(options []string) (v Volume, found bool, err error) {
 	for _, option := range options {
 		value, ok := strings.CutPrefix(option, OptionName+"=")
 		if !ok {
 			continue
 		}
-		v, err = decode(value)
-		return v, err == nil, err
-	}
-	return Volume{}, false, nil
-}
-
-func decode(value string) (Volume, error) {
-	const op = "decode kata volume"
-	if len(value) > maxEncoded {
-		return Volume{}, errdefs.Newf(errdefs.TooLarge, op, "%d bytes, more than %d", len(value), maxEncoded)
-	}
-	data, err := base64.StdEncoding.Strict().DecodeString(value)
-	if err != nil {
-		return Volume{}, errdefs.New(errdefs.InvalidArgument, op, err)
-	}
-	var v Volume
-	if err := json.Unmarshal(data, &v); err != nil {
-		return Volume{}, errdefs.New(errdefs.InvalidArgument, op, err)
-	}
-	if err := v.validate(); err != nil {
-		return Volume{}, err
-	}
-	return v, nil
-}
-
-func (v Volume) validate() error {
-	invalid := func(field, reason string) error {
-		return errdefs.Newf(errdefs.InvalidArgument, "kata volume", "%s: %s", field, reason)
-	}
-	switch v.VolumeType {
-	case TypeImageGuestPull:
-		if v.Source == "" {
-			return invalid("source", "empty: a guest pull needs an image reference")
+		if found {
+			return Volume{}, false, errdefs.Newf(errdefs.InvalidArgument, opDecode, "%s: more than one in a mount", OptionName)
 		}
-		if v.ImagePull == nil || v.ImagePull.Metadata == nil {
-			return invalid("image_pull.metadata", "missing")
+		if v, err = decode(value); err != nil {
+			return Volume{}, false, err
 		}
-		if n := len(v.ImagePull.Metadata); n > maxMetadata {
-			return invalid("image_pull.metadata", fmt.Sprintf("%d entries, more than %d", n, maxMetadata))
-		}
-	case TypeDirectBlock:
-		if v.DirectVolume == nil || v.DirectVolume.Metadata == nil {
-			return invalid("direct_volume.metadata", "missing")
-		}
-	case TypeImageNydusBlock, TypeLayerNydusBlock, TypeImageNydusFs, TypeLayerNydusFs:
-		if v.NydusImage == nil {
-			return invalid("nydus_image", "missing")
-		}
-	case TypeImageRawBlock, TypeLayerRawBlock:
-		if v.Source == "" {
-			return invalid("source", "empty")
-		}
-	default:
-		return invalid("volume_type", fmt.Sprintf("unknown type %q", v.VolumeType))
+		found = true
 	}
-	return nil
+	return v, found, nil
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"os"
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 )
@@ -52,4 +54,65 @@ func TestJudgePodStart(t *testing.T) {
 	pair.judge()
 	g.Expect(pair.Ratio).To(BeNumerically("==", 2))
 	g.Expect(pair.Husk.StepsMS).To(And(HaveKeyWithValue("pull", 6.0), HaveKey("sandbox")))
+}
+
+// TestJudgeBundlegen: the goal is on the median of the spec alone.
+func TestJudgeBundlegen(t *testing.T) {
+	t.Parallel()
+	for median, reached := range map[float64]bool{199.9: true, goalSpecMicroseconds: false, 1000: false} {
+		result := BundlegenResult{Spec: BundlegenCost{MedianUS: median}, Store: BundlegenCost{MedianUS: 1e6}}
+		result.judge()
+		NewWithT(t).Expect(result.GoalReached).To(Equal(reached), "%v", median)
+	}
+}
+
+// TestCostOf leaves out what comes after a call, and ends with the first that fails.
+func TestCostOf(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	calls, afters := 0, 0
+	cost, err := costOf(10, func() error { calls++; return nil }, func() error { afters++; return nil })
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect([]int{calls, afters, cost.Rounds}).To(Equal([]int{10 + bundlegenWarmUp, 10 + bundlegenWarmUp, 10}))
+	g.Expect(cost.P99US).To(BeNumerically(">=", cost.MedianUS))
+	_, err = costOf(10, func() error { return os.ErrClosed }, nil)
+	g.Expect(err).To(MatchError(os.ErrClosed))
+}
+
+// TestJudgeRun takes the medians, and the ratio so that more than 1 means that Husk is faster.
+func TestJudgeRun(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	pair := RunPair{Husk: RunTimes{Milliseconds: []float64{1, 200, 100}}, Podman: RunTimes{Milliseconds: []float64{300, 5, 200}}}
+	pair.judge()
+	g.Expect([]float64{pair.Husk.MedianMS, pair.Podman.MedianMS, pair.Ratio}).To(Equal([]float64{100, 200, 2}))
+}
+
+// TestFirstByte accepts only a command that prints the line and ends well, and times the
+// first byte, not the end.
+func TestFirstByte(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	sh := engine{program: "/bin/sh", global: []string{"-c"}}
+	begin := time.Now()
+	took, err := sh.firstByte(t.Context(), "echo ready; sleep 0.5")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(time.Since(begin) - took).To(BeNumerically(">=", 400*time.Millisecond))
+	for script, says := range map[string]string{
+		"echo ready; echo why >&2; exit 3": "why", "echo other": `printed "other`, "exit 0": "EOF", "echo ready; echo more": "printed",
+	} {
+		_, err := sh.firstByte(t.Context(), script)
+		g.Expect(err).To(MatchError(ContainSubstring(says)), script)
+	}
+}
+
+// TestInTurn: each is first as often as the other.
+func TestInTurn(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	var order string
+	for round := range 4 {
+		g.Expect(inTurn(round, func() error { order += "a"; return nil }, func() error { order += "b"; return nil })).To(Succeed())
+	}
+	g.Expect(order).To(Equal("abbaabba"))
 }

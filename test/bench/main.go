@@ -20,31 +20,59 @@ const benchTimeout = 60 * time.Minute
 
 func main() { rig.Main("bench", benchTimeout, run) }
 
-func run(ctx context.Context, args []string) (err error) {
+// options are what the command line says.
+type options struct {
+	rig       rig.Options
+	out, only string
+	layers    layersOptions
+	starts    podStartOptions
+	runs      runOptions
+}
+
+func (o *options) flags() *flag.FlagSet {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	o.rig.Flags(flags)
+	flags.StringVar(&o.out, "out", "build/bench", "write results into `directory`")
+	flags.StringVar(&o.only, "only", "", "run this `benchmark` alone")
+	o.layers.tmpfs = true
+	flags.IntVar(&o.layers.scale, "layers-scale", 1, "divide the images of the layer engines by `N`")
+	flags.IntVar(&o.layers.rounds, "layers-rounds", 3, "pull each of them `N` times")
+	flags.StringVar(&o.layers.only, "layers-only", "", "pull only the image of this `shape`")
+	flags.IntVar(&o.starts.scale, "podstart-scale", 1, "divide the images of the pod starts by `N`")
+	flags.IntVar(&o.starts.rounds, "podstart-rounds", 7, "start each of the pods `N` times")
+	flags.IntVar(&o.runs.scale, "run-scale", 1, "divide the images of husk run by `N`")
+	flags.IntVar(&o.runs.rounds, "run-rounds", 7, "run each of them `N` times")
+	return flags
+}
+
+func run(ctx context.Context, args []string) error {
 	if done, err := runLayersChild(ctx, os.Stdout); done || err != nil {
 		return err
 	}
-	var opts rig.Options
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	opts.Flags(flags)
-	out := flags.String("out", "build/bench", "write results into `directory`")
-	only := flags.String("only", "", "run this `benchmark` alone")
-	layers := layersOptions{tmpfs: true}
-	flags.IntVar(&layers.scale, "layers-scale", 1, "divide the images of the layer engines by `N`")
-	flags.IntVar(&layers.rounds, "layers-rounds", 3, "pull each of them `N` times")
-	flags.StringVar(&layers.only, "layers-only", "", "pull only the image of this `shape`")
-	var starts podStartOptions
-	flags.IntVar(&starts.scale, "podstart-scale", 1, "divide the images of the pod starts by `N`")
-	flags.IntVar(&starts.rounds, "podstart-rounds", 7, "start each of the pods `N` times")
+	var opts options
+	flags := opts.flags()
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if *only == "" || *only == "layers" {
-		if err := runLayers(ctx, layers, *out); err != nil || *only != "" {
-			return err
+	for _, b := range []struct {
+		name string
+		run  func() error
+	}{
+		{"layers", func() error { return runLayers(ctx, opts.layers, opts.out) }},
+		{"bundlegen", func() error { return runBundlegen(ctx, opts.out) }},
+	} {
+		if opts.only == "" || opts.only == b.name {
+			if err := b.run(); err != nil || opts.only != "" {
+				return err
+			}
 		}
 	}
-	r, err := rig.Start(ctx, opts)
+	return runOnNode(ctx, opts)
+}
+
+// runOnNode runs the benchmarks that need a node.
+func runOnNode(ctx context.Context, opts options) (err error) {
+	r, err := rig.Start(ctx, opts.rig)
 	if err != nil {
 		return err
 	}
@@ -59,12 +87,13 @@ func run(ctx context.Context, args []string) (err error) {
 		{"memory", measureMemory},
 		{"pull", measurePull},
 		{"requests", measureRequests},
-		{"podstart", func(ctx context.Context, r *rig.Rig) (any, error) { return measurePodStart(ctx, r, starts) }},
+		{"podstart", func(ctx context.Context, r *rig.Rig) (any, error) { return measurePodStart(ctx, r, opts.starts) }},
+		{"run", func(ctx context.Context, r *rig.Rig) (any, error) { return measureRun(ctx, r, opts.rig.Bin, opts.runs) }},
 		{"burst", measureBurst},
 		{"front", measureFront},
-		{"scale", func(ctx context.Context, r *rig.Rig) (any, error) { return measureScale(ctx, r, opts) }},
+		{"scale", func(ctx context.Context, r *rig.Rig) (any, error) { return measureScale(ctx, r, opts.rig) }},
 	} {
-		if *only != "" && *only != b.name {
+		if opts.only != "" && opts.only != b.name {
 			continue
 		}
 		fmt.Fprintln(os.Stderr, "bench:", b.name)
@@ -72,7 +101,7 @@ func run(ctx context.Context, args []string) (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
-		if err := write(*out, b.name, result); err != nil {
+		if err := write(opts.out, b.name, result); err != nil {
 			return err
 		}
 	}

@@ -12,17 +12,19 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 )
 
 // successorWait is how long a client's connection waits for a successor when its
-// connection to the task service broke. It covers killing every container of a
-// pod; a service that broke one connection but lives has no successor, and the
-// client must learn that at last.
+// connection to the task service broke, or none could be made because nobody listens
+// any more. It covers killing every container of a pod; a service that broke one
+// connection but lives has no successor, and the client must learn that at last.
 const successorWait = 2 * time.Minute
 
 // Relay passes ttrpc connections on to a task service, message by message. When
 // the service dies, the connections live on: requests without an answer are put
-// again, in order, to the service's successor.
+// again, in order, to the service's successor. Who connects after the death waits as
+// they do.
 //
 // That is what makes a pod removable whose shim was killed: stock CRI-O treats a
 // closed connection as a failure to stop the container, each time, until CRI-O is
@@ -59,18 +61,24 @@ func (r Relay) Serve(ctx context.Context, l net.Listener) error {
 type link struct {
 	client net.Conn
 
-	mu      sync.Mutex
+	mu sync.Mutex
+	// service is nil while the client waits for a successor that it connected too late
+	// to see the predecessor of.
 	service net.Conn
 	// open holds the requests that have no answer yet. ttrpc gives each stream a
 	// higher number than the last, so sorting by stream restores their order.
 	open map[uint32]frame
+	// left is set once the client has.
+	left bool
 }
+
+var errLeft = errors.New("the client left")
 
 func (r Relay) relay(ctx context.Context, client net.Conn) error {
 	defer func() { _ = client.Close() }() // the reason to end is the one reported
-	service, err := r.Dial(ctx)
-	if err != nil {
-		return err
+	service, broken := r.Dial(ctx)
+	if broken != nil && !r.awaits(broken) {
+		return broken
 	}
 	l := &link{client: client, service: service, open: map[uint32]frame{}}
 	gone := make(chan struct{})
@@ -80,7 +88,9 @@ func (r Relay) relay(ctx context.Context, client net.Conn) error {
 		l.close()
 	}()
 	for {
-		broken := l.backward()
+		if service != nil {
+			broken = l.backward()
+		}
 		select {
 		case <-gone: // the client left, or cannot be written to
 			return nil
@@ -88,6 +98,7 @@ func (r Relay) relay(ctx context.Context, client net.Conn) error {
 		case <-time.After(successorWait):
 			return broken
 		}
+		var err error
 		if service, err = r.Dial(ctx); err != nil {
 			return errors.Join(broken, err)
 		}
@@ -95,6 +106,13 @@ func (r Relay) relay(ctx context.Context, client net.Conn) error {
 			return errors.Join(broken, err)
 		}
 	}
+}
+
+// awaits says whether a successor may come for a service that could not be dialled:
+// its socket is gone, or nobody listens on it. A service that lives and is too busy has
+// none.
+func (r Relay) awaits(err error) bool {
+	return r.Dead != nil && (errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT))
 }
 
 // forward passes requests of the client on until it leaves, or sends something else.
@@ -112,9 +130,11 @@ func (l *link) forward() {
 		}
 		l.mu.Lock()
 		l.open[f.stream()] = f
-		// A write that fails is not the end: backward sees the broken connection too,
-		// and a request is put again.
-		_, _ = l.service.Write(f)
+		if l.service != nil { // else its successor gets it
+			// A write that fails is not the end: backward sees the broken connection too,
+			// and a request is put again.
+			_, _ = l.service.Write(f)
+		}
 		l.mu.Unlock()
 	}
 }
@@ -146,7 +166,12 @@ func (l *link) backward() error {
 func (l *link) succeed(service net.Conn) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.service.Close() // broken already
+	if l.left { // and nobody would ever close it
+		return errors.Join(errLeft, service.Close())
+	}
+	if l.service != nil {
+		_ = l.service.Close() // broken already
+	}
 	l.service = service
 	for _, stream := range slices.Sorted(maps.Keys(l.open)) {
 		if _, err := service.Write(l.open[stream]); err != nil {
@@ -159,5 +184,8 @@ func (l *link) succeed(service net.Conn) error {
 func (l *link) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.service.Close() // the client is gone: nobody is left to tell
+	l.left = true
+	if l.service != nil {
+		_ = l.service.Close() // the client is gone: nobody is left to tell
+	}
 }

@@ -3,15 +3,21 @@ package keeper
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/ttrpc"
 	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -213,10 +219,98 @@ func TestHostileFrames(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 }
 
-func TestNobodyAtTheTaskSocket(t *testing.T) {
+// A CRI-O that restarts while the keeper takes over connects anew.
+func TestNewConnectionsWaitForTheSuccessor(t *testing.T) {
+	t.Parallel()
+	for name, leave := range map[string]func(p pod.Pod) error{
+		"nobody listens": func(p pod.Pod) error { // as a killed shim leaves it
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.TaskSocket(), Net: "unix"})
+			if err != nil {
+				return err
+			}
+			l.SetUnlinkOnClose(false)
+			return l.Close()
+		},
+		"no socket": func(pod.Pod) error { return nil }, // the moment before the successor has its own
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			r := newRig(t, nil)
+			g.Expect(leave(r.pod)).To(Succeed())
+			g.Expect(r.pod.Put(pod.Record{ID: "c1", Stdout: "/fifo"})).To(Succeed())
+			answered := make(chan error, 3)
+			for range 3 {
+				go func() {
+					resp, err := r.client.State(context.WithoutCancel(t.Context()), &taskapi.StateRequest{ID: "c1"})
+					g.Expect(resp.GetStdout()).To(Equal("/fifo"))
+					answered <- err
+				}()
+			}
+			g.Consistently(answered, "100ms").ShouldNot(Receive())
+			if err := os.Remove(r.pod.TaskSocket()); !errors.Is(err, fs.ErrNotExist) {
+				g.Expect(err).NotTo(HaveOccurred())
+			}
+			serve(t, r.pod.TaskSocket(), &afterlife{pod: r.pod, died: time.Now()})
+			close(r.dead)
+			for range 3 {
+				g.Eventually(answered, 5*time.Second).Should(Receive(BeNil()))
+			}
+		})
+	}
+}
+
+func TestAWaitForASuccessorEnds(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		refused error
+		// mortal is set where a successor may come; leave, where the client does not wait.
+		mortal, leave bool
+		want          time.Duration
+	}{
+		"none comes":               {unix.ECONNREFUSED, true, false, successorWait},
+		"the client leaves":        {unix.ECONNREFUSED, true, true, time.Second},
+		"none can come":            {unix.ECONNREFUSED, false, false, 0},
+		"the service only is busy": {unix.EAGAIN, true, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := NewWithT(t)
+				client, end := net.Pipe()
+				relay := Relay{Dial: func(context.Context) (net.Conn, error) {
+					return nil, &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", tc.refused)}
+				}}
+				if tc.mortal {
+					relay.Dead = make(chan struct{})
+				}
+				if tc.leave {
+					time.AfterFunc(time.Second, func() { _ = client.Close() })
+				}
+				began := time.Now()
+				err := relay.relay(t.Context(), end)
+				g.Expect(time.Since(began)).To(Equal(tc.want))
+				if tc.leave {
+					g.Expect(err).NotTo(HaveOccurred())
+				} else {
+					g.Expect(err).To(MatchError(tc.refused))
+				}
+				_, err = client.Write([]byte("x"))
+				g.Expect(err).To(MatchError(io.ErrClosedPipe), "the client's connection is closed")
+				synctest.Wait()
+			})
+		})
+	}
+}
+
+// A successor that comes when the client has left is let go at once: nobody would close
+// the connection to it.
+func TestNoSuccessorForAClientThatLeft(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	r := newRig(t, nil)
-	_, err := r.client.State(t.Context(), &taskapi.StateRequest{ID: "c1"})
-	g.Expect(err).To(MatchError(ttrpc.ErrClosed))
+	l := &link{open: map[uint32]frame{}}
+	l.close()
+	service, end := net.Pipe()
+	g.Expect(l.succeed(end)).To(MatchError(errLeft))
+	_, err := service.Read(make([]byte, 1))
+	g.Expect(err).To(MatchError(io.EOF))
 }
