@@ -9,7 +9,7 @@ load helpers
 
 setup_file() {
 	export BUSYBOX
-	node_up --auth alice:secret
+	node_up --auth alice:Run-Secret-41c9
 	husk_config >"$HUSK_TMP/husk.toml"
 	crio_stop
 	openssl genrsa -out "$HUSK_TMP/keys/key.pem" 2048 2>/dev/null
@@ -147,13 +147,13 @@ assert_clean() {
 }
 
 @test "credentials: refused without, from standard input, in no log and no record" {
-	skopeo copy --quiet --insecure-policy --src-tls-verify=false --dest-tls-verify=false --dest-creds alice:secret "docker://$BUSYBOX" "docker://$AUTH_REGISTRY/private:1"
+	skopeo copy --quiet --insecure-policy --src-tls-verify=false --dest-tls-verify=false --dest-creds alice:Run-Secret-41c9 "docker://$BUSYBOX" "docker://$AUTH_REGISTRY/private:1"
 	run -4 run_in --rm "$AUTH_REGISTRY/private:1" true
 	assert_clean
-	run -0 run_in --name private --username alice --password-stdin "$AUTH_REGISTRY/private:1" echo in <<<secret
+	run -0 run_in --name private --username alice --password-stdin "$AUTH_REGISTRY/private:1" echo in <<<Run-Secret-41c9
 	assert_eq "$output" in
-	run ! grep -rqF '"secret"' "$CRIO_ROOT/overlay-containers" "$CRIO_RUNROOT/overlay-containers"
-	refute_in_logs "$(printf alice:secret | base64)"
+	run ! grep -rqF Run-Secret-41c9 "$CRIO_ROOT/overlay-containers" "$CRIO_RUNROOT/overlay-containers"
+	refute_in_logs "$(printf alice:Run-Secret-41c9 | base64)"
 }
 
 @test "--pod: two containers, one network, each layer pulled once" {

@@ -3,6 +3,7 @@ package flock
 import (
 	"bufio"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,16 +16,20 @@ import (
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
-// holdEnv makes the test binary a process that holds the lock at a path until it is killed.
+// holdEnv makes the test binary a process that holds the lock at a path until it is killed,
+// or its standard input ends.
 const holdEnv = "HUSK_TEST_HOLD_LOCK"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(holdEnv); path != "" {
-		if _, err := Try(path); err != nil {
+		l, err := Try(path)
+		if err != nil {
 			os.Exit(1)
 		}
 		_, _ = os.Stdout.WriteString("held\n")
-		select {}
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		l.Release()
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -52,6 +57,8 @@ func TestAKilledHolderLeavesNoLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	holder := exec.CommandContext(t.Context(), os.Args[0])
 	holder.Env = append(os.Environ(), holdEnv+"="+path)
+	_, err := holder.StdinPipe() // stays open: Wait closes it
+	g.Expect(err).NotTo(HaveOccurred())
 	out, err := holder.StdoutPipe()
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(holder.Start()).To(Succeed())
@@ -61,7 +68,7 @@ func TestAKilledHolderLeavesNoLock(t *testing.T) {
 	_, err = Try(path)
 	g.Expect(err).To(MatchError(ErrHeld))
 	g.Expect(holder.Process.Kill()).To(Succeed())
-	_ = holder.Wait() // by the signal
+	g.Expect(holder.Wait()).To(MatchError("signal: killed"))
 	_, err = Try(path)
 	g.Expect(err).NotTo(HaveOccurred())
 }

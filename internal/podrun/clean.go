@@ -1,7 +1,6 @@
 package podrun
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/bundlegen/bundles"
@@ -29,20 +29,12 @@ const (
 // removeTree removes a directory. Where something is mounted below it, it does not: the
 // contents would be deleted too.
 func removeTree(dir string) error {
-	mounts, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
-		return err
+		return fmt.Errorf("remove %s: %w", dir, err)
 	}
-	defer func() { _ = mounts.Close() }() // only read
-	scan := bufio.NewScanner(mounts)
-	for scan.Scan() {
-		fields := strings.Fields(scan.Text())
-		if len(fields) > 4 && strings.HasPrefix(fields[4]+"/", dir+"/") {
-			return errdefs.Newf(errdefs.InUse, "remove "+dir, "%s is mounted", fields[4])
-		}
-	}
-	if err := scan.Err(); err != nil {
-		return err
+	if len(mounts) > 0 {
+		return errdefs.Newf(errdefs.InUse, "remove "+dir, "%s is mounted", mounts[0].Mountpoint)
 	}
 	return os.RemoveAll(dir)
 }

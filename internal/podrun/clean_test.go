@@ -10,8 +10,10 @@ import (
 	"time"
 
 	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-cri/husk/bundlegen/bundles"
+	"github.com/husk-cri/husk/pkg/errdefs"
 )
 
 // TestOnlyThePodsOwnCgroupIsRemoved: a record that names another cgroup, or none, must not
@@ -41,4 +43,25 @@ func TestOnlyThePodsOwnCgroupIsRemoved(t *testing.T) {
 	NewWithT(t).Expect(removeCgroup(t.Context(), bundles.Pod{CgroupParent: "/pod-"})).NotTo(Succeed(), "no ID")
 	NewWithT(t).Consistently(ended, 100*time.Millisecond).ShouldNot(Receive(), "nobody is killed")
 	NewWithT(t).Expect(removeCgroup(t.Context(), bundles.Pod{ID: id, CgroupParent: "/husk-not-there/pod-" + id})).To(Succeed())
+}
+
+// TestRemoveTreeKeepsWhatIsMounted: also below a path that mountinfo escapes.
+func TestRemoveTreeKeepsWhatIsMounted(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	dir := filepath.Join(t.TempDir(), "with a space")
+	at := filepath.Join(dir, "mounted")
+	source := t.TempDir()
+	kept := filepath.Join(source, "kept")
+	g.Expect(os.MkdirAll(at, 0o755)).To(Succeed())
+	g.Expect(os.WriteFile(kept, nil, 0o600)).To(Succeed())
+	if err := unix.Mount(source, at, "", unix.MS_BIND, ""); err != nil {
+		t.Skip("needs root to mount:", err)
+	}
+	err := removeTree(dir)
+	g.Expect(unix.Unmount(at, 0)).To(Succeed())
+	g.Expect(errdefs.KindOf(err)).To(Equal(errdefs.InUse), "%v", err)
+	g.Expect(kept).To(BeAnExistingFile())
+	g.Expect(removeTree(dir)).To(Succeed())
+	g.Expect(dir).NotTo(BeAnExistingFile())
 }

@@ -100,6 +100,9 @@ func (e *Engine) getPod(ctx context.Context, id string) (podInfo, error) {
 	if err == nil && (!own(c) || !c.Sandbox || c.ID != id || c.Pod.ID != id) {
 		return podInfo{}, errdefs.Newf(errdefs.Unsupported, "look at pod "+id, "it is not of husk run")
 	}
+	if c.Pod.Netns != "" {
+		c.Pod.Netns = e.netns(id) // root mounts there: its own path, whatever the record says
+	}
 	return podInfo{c, e.podDir(id)}, err
 }
 

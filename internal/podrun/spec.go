@@ -149,12 +149,8 @@ func joinSandbox(pid int) func(*rspec.Spec) error {
 
 // guestPull is the volume by which stock CRI-O asks a runtime for a pull.
 func guestPull(notes map[string]string) *katavolume.Volume {
-	return &katavolume.Volume{
-		VolumeType: katavolume.TypeImageGuestPull,
-		Source:     notes[annotations.CRIOImageName],
-		FSType:     "overlay_fs",
-		ImagePull:  &katavolume.Metadata{Metadata: notes},
-	}
+	volume := katavolume.GuestPull(notes[annotations.CRIOImageName], notes)
+	return &volume
 }
 
 // podGroupPrefix and the pod's ID name its cgroup.

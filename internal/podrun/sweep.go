@@ -69,7 +69,7 @@ func (e *Engine) sweepPod(ctx context.Context, id string) error {
 	}
 	defer l.release()
 	pod, err := e.getPod(ctx, id)
-	if errors.Is(err, errAgain) {
+	if errors.Is(err, errAgain) || errors.Is(err, bundles.ErrDamaged) {
 		return e.sweepLost(ctx, id)
 	}
 	if err != nil {

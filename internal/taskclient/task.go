@@ -78,13 +78,13 @@ func (s *Shim) Close() error {
 func (s *Shim) call(ctx context.Context, c call) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() {
+	go func(ended <-chan struct{}) { // not ctx, which is another one below
 		select {
 		case <-s.done:
 			cancel(errClosed())
-		case <-ctx.Done():
+		case <-ended:
 		}
-	}()
+	}(ctx.Done())
 	if c.limit != noTimeout {
 		var end context.CancelFunc
 		ctx, end = context.WithTimeoutCause(ctx, c.limit, errdefs.Newf(errdefs.Unavailable, "the shim", "no answer within %s", c.limit))

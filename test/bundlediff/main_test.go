@@ -2,6 +2,7 @@ package main
 
 import (
 	"maps"
+	"os"
 	"slices"
 	"testing"
 
@@ -191,6 +192,10 @@ func TestCombinations(t *testing.T) {
 
 // TestUnpack: what bundlegen sees is what is in the layer.
 func TestUnpack(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
 	for _, kind := range []string{usual, none, blank, linked, broken, folders} {
 		g := NewWithT(t)
 		dir := t.TempDir()
