@@ -18,12 +18,16 @@ const Path = "/husk-pause"
 // Run reaps the children of others, which a first process inherits, until it is told to
 // end by SIGTERM or SIGINT. It reads no file and looks at no argument.
 func Run() {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGCHLD)
+	// Two channels: of a full one, what comes next is dropped, and that may be the end.
+	end, child := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(end, unix.SIGTERM, unix.SIGINT)
+	signal.Notify(child, unix.SIGCHLD)
 	for {
 		reap() // also those that ended before anybody listened
-		if s := <-signals; s != unix.SIGCHLD {
+		select {
+		case <-end:
 			return
+		case <-child:
 		}
 	}
 }
