@@ -29,7 +29,14 @@ const (
 // removeTree removes a directory. Where something is mounted below it, it does not: the
 // contents would be deleted too.
 func removeTree(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	real, err := filepath.EvalSymlinks(dir) // as mounts are listed: /var/run is a link on many a machine
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(real))
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/husk-cri/husk/internal/taskclient"
 	"github.com/husk-cri/husk/pkg/errdefs"
 )
@@ -30,7 +32,8 @@ func awaitOrphans(ctx context.Context, match func(proc string) bool) error {
 		}
 		left := slices.ContainsFunc(entries, func(e os.DirEntry) bool {
 			_, err := strconv.Atoi(e.Name())
-			return err == nil && match(filepath.Join("/proc", e.Name()))
+			proc := filepath.Join("/proc", e.Name())
+			return err == nil && ours(proc) && match(proc)
 		})
 		if !left {
 			return nil
@@ -39,6 +42,13 @@ func awaitOrphans(ctx context.Context, match func(proc string) bool) error {
 			return errdefs.Newf(errdefs.Unavailable, "wait for what a killed husk had started", "it still runs after %s", orphanTimeout)
 		}
 	}
+}
+
+// ours says whether a process may be one that a husk has started: it runs as the same user.
+// What others say of themselves holds nothing up.
+func ours(proc string) bool {
+	var stat unix.Stat_t
+	return unix.Stat(proc, &stat) == nil && stat.Uid == uint32(os.Geteuid())
 }
 
 // pluginOf matches the CNI plugins that are at work for a pod.

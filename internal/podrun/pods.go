@@ -3,6 +3,7 @@ package podrun
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 
 	"github.com/husk-cri/husk/bundlegen/bundles"
@@ -187,7 +188,9 @@ func (e *Engine) ensureUp(ctx context.Context, pod podInfo, id string) error {
 	if err != nil || alive {
 		return err
 	}
-	if pod.State.Status == bundles.StatusRunning {
+	// A husk that was killed before it said so may have made half of it.
+	_, err = os.Lstat(pod.dir)
+	if pod.State.Status == bundles.StatusRunning || err == nil {
 		if err := e.down(ctx, pod, members); err != nil {
 			return err
 		}

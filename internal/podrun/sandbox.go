@@ -17,7 +17,7 @@ import (
 )
 
 // hostnamePattern is RFC 1123's, and hostnameLen what the kernel takes.
-var hostnamePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
+var hostnamePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
 const hostnameLen = 63
 
@@ -147,7 +147,7 @@ func (e *Engine) destroyTask(ctx context.Context, c bundles.Container, bundle st
 	runtime := taskclient.Runtime{Path: c.Runtime.Path}
 	shim, err := awaitShim(ctx, bundle)
 	if errdefs.Is(err, errdefs.Unavailable) {
-		return runtime.Delete(ctx, c.ID, bundle)
+		return deleteTask(ctx, runtime, c.ID, bundle)
 	}
 	if err != nil {
 		return err
@@ -155,7 +155,7 @@ func (e *Engine) destroyTask(ctx context.Context, c bundles.Container, bundle st
 	defer func() { _ = shim.Close() }() // a connection
 	if err := forget(ctx, shim, c); err != nil {
 		if errdefs.Is(err, errdefs.Unavailable) && ctx.Err() == nil {
-			return runtime.Delete(ctx, c.ID, bundle) // it ended meanwhile
+			return deleteTask(ctx, runtime, c.ID, bundle) // it ended meanwhile
 		}
 		return err
 	}
@@ -166,6 +166,16 @@ func (e *Engine) destroyTask(ctx context.Context, c bundles.Container, bundle st
 		return err
 	}
 	return awaitEnd(ctx, shim.Address())
+}
+
+// deleteTask has a runtime clean up after its shim, which is gone. Where the runtime is gone
+// too, nobody can: what it has mounted still keeps the files from being removed.
+func deleteTask(ctx context.Context, runtime taskclient.Runtime, id, bundle string) error {
+	err := runtime.Delete(ctx, id, bundle)
+	if errdefs.Is(err, errdefs.NotFound) {
+		return nil
+	}
+	return err
 }
 
 // forget kills a container and deletes it from its shim.

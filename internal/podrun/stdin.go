@@ -46,7 +46,7 @@ func awaitReader(ctx context.Context, path string) error {
 // readsFrom says whether /proc/PID/fd/N, of another process, is open to read that file.
 func readsFrom(fd string, want os.FileInfo) bool {
 	parts := strings.Split(fd, "/")
-	if parts[2] == strconv.Itoa(os.Getpid()) {
+	if parts[2] == strconv.Itoa(os.Getpid()) || !ours(filepath.Join("/proc", parts[2])) {
 		return false
 	}
 	if link, err := os.Readlink(fd); err != nil || filepath.Base(link) != want.Name() {

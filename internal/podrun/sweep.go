@@ -109,7 +109,7 @@ func (e *Engine) sweepPod(ctx context.Context, id string) error {
 // looked at.
 func (e *Engine) bury(ctx context.Context, dead []bundles.Container) (stay int, err error) {
 	for _, m := range dead {
-		if m.State.Status != bundles.StatusExited {
+		if m.State.Status != bundles.StatusExited || m.AutoRemove { // one may have been killed between the two
 			if err := e.destroy(ctx, m); err != nil {
 				return stay, err
 			}
