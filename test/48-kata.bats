@@ -274,7 +274,7 @@ not_there() { run ! jq -e --arg n "$1" 'select(.spec.annotations["io.kubernetes.
 	local mark ref=$AUTH_REGISTRY/private:1
 	mark=$(log_mark --auth-registry)
 	pod_up test
-	run ! pull_image "$ref" test --creds alice:wrong
+	run ! pull_image "$ref" test --creds alice:Kata-Wrong-7
 	assert_contains "$output" "code = Unauthenticated"
 	run ! pull_image "$ref" test
 	image=$(pull_image "$ref" test --creds alice:Kata-Secret-7)

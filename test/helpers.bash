@@ -2,7 +2,7 @@
 # Helpers of the end-to-end tests. A bats file does
 #
 #   load helpers
-#   setup_file()    { node_up --auth alice:secret; husk_start; }   # or in setup(), for a node per test
+#   setup_file()    { node_up --auth alice:Some-Secret-1; husk_start; }   # or in setup(), for a node per test
 #   teardown_file() { nodes_down; }
 #   teardown()      { show_logs_on_failure; }
 #
@@ -314,8 +314,9 @@ refute_in_logs() {
 # ---- credentials ----
 
 # credential USER SECRET: notes what no log of the whole suite may hold; 99-leaks.bats looks. node_up, cri and crictl
-# note what they are given by themselves.
+# note what they are given by themselves. A secret that is an ordinary word would be found in logs that leak nothing.
 credential() {
+	[[ $2 == ????????* && $2 == *[0-9]* ]] || fail "a test's secret must be eight characters or more, with a digit: not $2"
 	printf '%s\n%s\n' "$2" "$(printf '%s:%s' "$1" "$2" | base64 -w0)" >>"$BATS_SUITE_TMPDIR/credentials"
 }
 
